@@ -1,6 +1,6 @@
 """Progress of a run: a live display on a terminal, lines of text elsewhere, JSON lines for programs.
 
-An error of the output stream never stops the work: after such an error, a reporter shows nothing.
+An error of the output stream, such as a full disk, never stops the run. After it, a reporter shows nothing more.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _LIVE_EVERY_S: Final = 0.2
 
 
 class Progress(ABC):
-    """Progress of a run at one moment. Each command defines a subclass with its counts."""
+    """Progress of a run at one moment. Each command defines a subclass with fields for what it counts."""
 
     @property
     @abstractmethod
@@ -59,8 +59,8 @@ def printable(text: str) -> str:
         text: Any text.
 
     Returns:
-        The text, with a JSON escape instead of each character that is not printable. If the text is a line of JSON, its
-        meaning does not change.
+        The text, with a JSON escape instead of each character that is not printable. If the text is a line of JSON, the
+        result encodes the same value.
     """
     return text if text.isprintable() else "".join(c if c.isprintable() else json.dumps(c)[1:-1] for c in text)
 
@@ -69,11 +69,11 @@ def counted(count: int, noun: str) -> str:
     """Return a count with its noun, such as ``1 file`` or ``2 files``.
 
     Args:
-        count: The count.
+        count: Number of items.
         noun: Singular of a noun whose plural ends in -s.
 
     Returns:
-        The text.
+        The number and the noun, which is in the plural unless the number is 1.
     """
     return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
 

@@ -30,7 +30,7 @@ def foreign(who: str, doing: str, remedy: str = "report the error to its authors
 
     Args:
         who: Name of the code that runs; the error message begins with it.
-        doing: What the code does, such as "loading"; part of the error message.
+        doing: What the code does, such as "loading"; shown in the error message.
         remedy: What the user can do; the end of the error message.
 
     Yields:
@@ -128,7 +128,7 @@ class Registry(Generic[T]):
             name: A name that is built in, registered in this process, or declared as an entry point.
 
         Returns:
-            The extension.
+            The extension, an instance of the registry's `kind`.
 
         Raises:
             UsageFault: The name is unknown; the message lists similar names.
@@ -155,7 +155,7 @@ class Registry(Generic[T]):
 
         Args:
             name: A known name.
-            why: Reason why other processes need the extension; part of the error.
+            why: Reason why other processes need the extension; shown in the error message.
 
         Raises:
             UsageFault: Only this process knows the extension, because a program registered it.

@@ -55,7 +55,7 @@ def print_table(
     """Print a table without borders.
 
     Args:
-        console: Output.
+        console: Console to print on.
         columns: Column titles.
         rows: Cells of each row.
         right: Indices of columns to align right.
@@ -72,8 +72,8 @@ def print_line(console: Console, text: str) -> None:
     """Print one line of text; markup and emoji names are printed unchanged, control characters are escaped.
 
     Args:
-        console: Output.
-        text: The line.
+        console: Console to print on.
+        text: Any text; line breaks in it are escaped.
     """
     console.print(printable(text), markup=False, emoji=False)
 
@@ -83,7 +83,7 @@ def print_summary(summary: Summary, console: Console) -> None:
 
     Args:
         summary: Result of the run.
-        console: Output.
+        console: Console to print on.
     """
     splits = [(split, samples, duration_text(seconds)) for split, (samples, seconds) in summary.splits.items()]
     print_table(console, ("split", "samples", "length"), splits, (1, 2))
@@ -178,10 +178,10 @@ class Tally:
         """Add the result of one recording, and pass its sample to the shard writer.
 
         Args:
-            recording: The recording.
-            outcome: Result of a worker or of an earlier run.
+            recording: Recording to which the result belongs.
+            outcome: Result of a worker or of an earlier run: a sample, a rejection, or a lost recording.
             writer: Writer of the shards.
-            journal: Journal of the run.
+            journal: Journal of the run. If this run rejected the recording, the rejection is added to the journal.
             inputs: For a result of an earlier run, the sha256 of each input file by path. None for a result of this
                 run, because `outcome` then contains these digests.
 
@@ -229,7 +229,7 @@ class Tally:
         self.take_statistics(sample)
 
     def take_statistics(self, sample: Sample[Any]) -> None:
-        """Add the partial statistics and words of a sample of the train split; add nothing for another split."""
+        """Add the channel statistics and words of a sample of the train split; add nothing for another split."""
         self.words.update(sample.words)
         if sample.partials:
             self.partials.append(sample.partials)
@@ -248,7 +248,7 @@ def summary_of_complete(
         elapsed_s: Seconds since the run started.
 
     Returns:
-        The summary.
+        Numbers, findings and cuts of the complete set, with ``unchanged`` True.
     """
     source = ShardFolder(place.out)
     findings = read_report(place.out, complete)
@@ -270,7 +270,7 @@ def summary_of_complete(
 
 @dataclass(frozen=True, slots=True)
 class ConvertProgress(Progress):
-    """Progress of the conversions in a run."""
+    """Progress of a preprocess run: numbers of processed recordings, speed, and estimated time left."""
 
     done: int  # number of processed recordings, including rejected recordings
     total: int
@@ -292,14 +292,14 @@ class ConvertProgress(Progress):
         """Return the progress of a run.
 
         Args:
-            discovery: Recordings of the run.
-            tally: Collected results.
+            discovery: Recordings that the run found.
+            tally: Results collected until now.
             pool: Pool of workers; states which unfinished recording has been in conversion longest.
             elapsed_s: Seconds since conversion started.
             share: Completed fraction of the work, 0 to 1, measured in input bytes; used to estimate the time left.
 
         Returns:
-            The progress.
+            The progress at this moment.
         """
         slowest = pool.slowest()
         return cls(
@@ -345,7 +345,7 @@ class ConvertProgress(Progress):
         return self.computed_s / self.elapsed_s if self.elapsed_s > 0 else 0.0
 
     def as_json(self) -> dict[str, Any]:
-        """Return the progress as a JSON object."""
+        """Return all fields and the real-time factor as a JSON object."""
         return asdict(self) | {"real_time_factor": self.real_time_factor}
 
 
@@ -375,18 +375,18 @@ def summarize(
     elapsed_s: float,
     manifest: str | None,
 ) -> Summary:
-    """Return the result of a run.
+    """Return the summary of a run: counts and durations of recordings, shards, findings and cuts.
 
     Args:
         settings: Settings of the run.
-        discovery: Recordings of the run.
-        tally: Collected results.
+        discovery: Recordings that the run found.
+        tally: Collected results of all recordings.
         shards: Finished shards.
         elapsed_s: Seconds since the run started.
         manifest: Manifest hash; None if the set is not complete.
 
     Returns:
-        The summary.
+        The summary, with the paths of the report and of the log.
     """
     examples: dict[str, str] = {}
     for finding in tally.findings:

@@ -45,7 +45,7 @@ def start_worker(setup: dict[str, Any], command: Sequence[str] = WORKER_COMMAND)
         command: Command line of the process.
 
     Returns:
-        The worker.
+        The started worker process.
     """
     return Worker(command, setup, environment=WORKER_ENVIRONMENT, pipe_bytes=_PIPE_BYTES)
 

@@ -52,7 +52,7 @@ Count = Callable[[int, int], None]
 
 @dataclass(frozen=True, slots=True)
 class WriteSummary:
-    """Result of `write_shards`."""
+    """Result of `write_shards`: numbers of samples, notes and shards, and the manifest hash."""
 
     out: Path
     samples: int
@@ -98,7 +98,7 @@ def write_shards(  # noqa: PLR0913 - keyword-only except two: user settings
         progress: Function that is called with (done, total) recordings; total is 0 if `recordings` has no length.
 
     Returns:
-        Numbers of samples, their lengths, and the manifest hash.
+        Numbers of samples, notes and shards, the duration of all samples in seconds, and the manifest hash.
 
     Raises:
         UsageFault: A setting is invalid, `recordings` is empty, or it contains an object that is not a `Recording`. Or
@@ -159,7 +159,7 @@ def _summary_of(out: Path, tally: Tally, writer: ShardWriter, manifest: str, ela
 
 
 def _commit_interrupted(workspace: Workspace) -> bool:
-    """Return whether an earlier run stopped during its commit, the publication of a finished set."""
+    """Return whether a commit (the publication of a finished set) has begun in the workspace and is not finished."""
     return any((workspace.folder / name).exists() for name in (COMMIT_FILE, PLACE_FILE))
 
 

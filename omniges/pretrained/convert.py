@@ -35,7 +35,7 @@ _AGAIN: Final = "run omniges convert-omniflow again"
 
 @dataclass(frozen=True, slots=True)
 class Conversion:
-    """Result of `convert`: the output folder, the size of the weights, the status of each tensor, and warnings."""
+    """Result of `convert`: the output folder, the size of the weights, the use of each tensor, and warnings."""
 
     folder: Path
     size: int  # size of the weights in bytes
@@ -44,7 +44,7 @@ class Conversion:
 
     @property
     def lines(self) -> list[str]:
-        """Summary as lines of text."""
+        """Table of how tensors are used, then warnings and the total, as lines of text."""
         kinds = Counter(status.kind for status in self.statuses)
         counts = ", ".join(f"{count} {kind}" for kind, count in kinds.items())
         found = [*table_of(self.statuses), *self.warnings]
@@ -57,10 +57,10 @@ def convert(folder: Path, out: Path, weights: WhichWeights = "last") -> Conversi
     Args:
         folder: OmniFlow's folder.
         out: New or empty folder; an error leaves it unchanged.
-        weights: The last weights, or the EMA weights.
+        weights: Weights to convert: ``last`` for those of the last training step, ``ema`` for the EMA weights.
 
     Returns:
-        The result, with the status of each tensor.
+        The result, which lists how each tensor is used.
 
     Raises:
         UsageFault: A folder or the EMA weights do not exist, or `out` is not empty.
@@ -111,7 +111,7 @@ def converted_config(folder: Path) -> dict[str, Any]:
     """Read the configuration of a converted folder, and compare it with the names and shapes of its weights.
 
     Args:
-        folder: The converted folder.
+        folder: Folder that `convert` wrote.
 
     Returns:
         The content of its config.json.
@@ -154,7 +154,7 @@ def _is_grid(found: Mapping[str, Any], inputs: int) -> bool:
     """Return whether a JSON object describes a `PatchGrid` of tokens.
 
     Args:
-        found: The JSON object.
+        found: JSON object of unknown origin.
         inputs: Required number of values in a token.
 
     Returns:
@@ -169,7 +169,7 @@ def read_converted(folder: Path) -> SourceTrunk:
     """Open a folder that `convert` wrote, after checking every byte.
 
     Args:
-        folder: The converted folder.
+        folder: Folder that `convert` wrote.
 
     Returns:
         The trunk's tensors and configuration.

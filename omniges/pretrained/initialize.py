@@ -61,7 +61,7 @@ class Initialization:
 
     @property
     def lines(self) -> list[str]:
-        """Summary as lines of text."""
+        """Path of the weights, table of how tensors are used, and warnings, as lines of text."""
         return [f"begins with {self.where}", *table_of(self.statuses), *self.warnings]
 
     def provenance(self) -> dict[str, Any]:
@@ -103,8 +103,9 @@ def open_start(
 
     Args:
         path: Folder of OmniFlow, of ``convert-omniflow``, or of a run or checkpoint of omniges.
-        weights: The last weights, or the EMA weights. None: EMA weights of an omniges folder, last weights of an
-            OmniFlow folder. Must be None for a folder of ``convert-omniflow``, which contains one set of weights.
+        weights: ``last`` for the weights of the last training step, ``ema`` for the EMA weights. None: EMA weights of
+            a run or checkpoint of omniges, last weights of an OmniFlow folder. Must be None for a folder of
+            ``convert-omniflow``, because it contains only one of the two.
         changes: Fields of `ModelConfig` that a recipe sets.
         audio_codec: Name of the codec whose latents the audio stream has; None for mel.
 
@@ -241,7 +242,7 @@ def config_over_tokens(trunk: Mapping[str, Any]) -> ModelConfig:
         trunk: Arguments of `JointFlowTransformer`.
 
     Returns:
-        The configuration.
+        The configuration. Gesture tokens are splines, and streams that a sample lacks get tokens of pure noise.
     """
     return ModelConfig(
         **{name: trunk[name] for name in OF_TRUNK},
@@ -254,7 +255,7 @@ def config_over_tokens(trunk: Mapping[str, Any]) -> ModelConfig:
 
 
 class OmniFlowStart(Start):
-    """A start from OmniFlow's trunk: text and audio use its weights unchanged, gesture uses those of the image stream.
+    """A start from OmniFlow's trunk: text and audio use its text and audio weights, gesture uses its image weights.
 
     If audio is stored as latents of OmniFlow's autoencoder, audio tokens are patches, as in OmniFlow. A recipe with
     ``audio_tokens: rows`` selects rows of latents instead.
@@ -363,7 +364,7 @@ def _plan(model: FlowModel, own: Mapping[str, Tensor], source: SourceTrunk) -> _
 
 
 def _place(name: str) -> tuple[StreamName | None, bool]:
-    """Return a trunk tensor's stream in omniges (None: all streams), and whether the tensor projects tokens."""
+    """Return a trunk tensor's stream in omniges (None: all streams), and whether its layer reads or outputs tokens."""
     words = name.split(".")
     streams = [word.replace("image", "gesture") for word in words if word in {"image", "text", "audio"}]
     projection = words[0] == "embed" or (words[0] == "head" and words[2] == "out")

@@ -1,7 +1,7 @@
 """Read tensors by name, one at a time, from files of other projects.
 
-A file has the format of safetensors or of torch.save. The tensors of a model may be split over several files, called
-parts. An index file then lists the parts.
+A file has the format of safetensors or of torch.save. The tensors of a model may be split over several files. An index
+file then lists these files.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ def find_omniflow(folder: Path) -> OmniFlowFolder:
 
     Raises:
         UsageFault: The folder has no weights.
-        DataError: The config or an index is damaged, or a part is missing.
+        DataError: The config or an index is damaged, or a file that the index lists is missing.
     """
     for place in (folder / "transformer", folder):
         weights = _weight_files(place)
@@ -81,7 +81,7 @@ def find_omniflow(folder: Path) -> OmniFlowFolder:
 def _weight_files(place: Path) -> tuple[Path, ...]:
     """Return the files of the weights in a folder; an empty tuple if the folder has no weights.
 
-    Files in the format safetensors are preferred. Files of torch.save are returned if there are no safetensors files.
+    If the folder has files of both formats, safetensors and torch.save, only the safetensors files are returned.
     """
     for kind in ("safetensors", "bin"):
         complete, index = place / f"{_STEM}.{kind}", place / f"{_STEM}.{kind}.index.json"
@@ -93,7 +93,7 @@ def _weight_files(place: Path) -> tuple[Path, ...]:
 
 
 def _parts(index: Path) -> tuple[Path, ...]:
-    """Return the parts that an index file lists; raise DataError if a part is not in the folder of the index."""
+    """Return the weight files that an index lists; raise DataError if one of them is not in the folder of the index."""
     names = read_json(index).get("weight_map")
     if not isinstance(names, dict) or not names or not all(isinstance(name, str) for name in names.values()):
         raise DataError(f"{index}: expected a weight_map of tensors and files, found something else; download it again")

@@ -193,7 +193,7 @@ def convert_tensor(rule: Rule, source: Tensors) -> Tensor:
         source: Tensors of OmniFlow.
 
     Returns:
-        The tensor, on the CPU.
+        The tensor of the trunk, on the CPU.
 
     Raises:
         DataError: The source tensors differ in precision.
@@ -253,7 +253,7 @@ def conversion_statuses(
 def table_of(statuses: Iterable[TensorStatus]) -> list[str]:
     """Return a table of how tensors are used, as lines of text.
 
-    Tensors with the same use, part of the model and reason are counted in one line. Blocks are not distinguished.
+    One line counts all tensors that have the same use, module and reason. The same module in all blocks counts as one.
     """
     groups: dict[tuple[StatusKind, str, str], list[int]] = {}
     for status in statuses:
@@ -269,9 +269,9 @@ def table_of(statuses: Iterable[TensorStatus]) -> list[str]:
 
 
 def _part(status: TensorStatus) -> str:
-    """Return the part of the model that contains a tensor.
+    """Return the module that contains a tensor, for the column ``part`` of `table_of`; the block number is left out.
 
-    The part is read from the target name or, for a tensor that is left out, from the source name.
+    The module is read from the target name or, for a tensor that is left out, from the source name.
     """
     name = _NUMBER.sub(".*.", status.target or status.source or "")
     words = name.removeprefix("trunk.").split(".")
@@ -486,7 +486,7 @@ def _base(saved: Tensor, where: str) -> int:
         where: Name of the table, shown in error messages.
 
     Returns:
-        The base.
+        The base, at least 1.
 
     Raises:
         DataError: The side is below 2, or W is not a multiple of 4.
@@ -508,7 +508,7 @@ def _difference(saved: Tensor, row: int, base: int) -> float:
     Args:
         saved: Position table (side, side, W).
         row: Index of the row.
-        base: The base.
+        base: Integer that defines the coordinates (see `_tables`).
 
     Returns:
         The largest absolute difference in the row; infinite if any value of the row is not finite.

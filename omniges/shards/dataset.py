@@ -2,6 +2,8 @@
 
 dataset.json is written last, so its presence means that the set is complete. `omniges.shards.document` reads it.
 
+In all shapes, T is the number of frames of a clip, C the number of channels of an array.
+
 The channel statistics of one array of one clip are called a *partial*: count, mean, sum of squared deviations (M2),
 minimum, maximum, and mean and M2 of the differences between frames, all in float64. The partials of all clips are
 combined by the formula of Chan, Golub & LeVeque (1983) with `math.fsum`. The result of `math.fsum` does not depend on
@@ -151,12 +153,13 @@ def partial_of(array: npt.NDArray[np.float32]) -> Partial:
 def combine(partials: Sequence[Partial], *, plain: bool = False) -> dict[str, Any]:
     """Return the statistics of each channel over all clips, in the form of stats.json.
 
-    The result is bit-identical for any order of the clips. The standard deviation is that of the population (divisor
-    N). A channel that is absent from all clips has zeros and a count of 0. The result is empty if there are no clips.
+    The result is bit-identical for any order of the clips. The standard deviation is that of the population: the sum of
+    squared deviations is divided by the number of frames, not by this number minus 1. A channel that is absent from all
+    clips has zeros and a count of 0. The result is empty if there are no clips.
 
     Args:
         partials: One partial for each clip.
-        plain: Leave out `counts` and `difference_std`, as in version 1 and in latents.json.
+        plain: Leave out `counts` and `difference_std`. Contract version 1 and latents.json have this form.
 
     Returns:
         A list (C,) for each statistic, and the number of frames.
@@ -248,7 +251,7 @@ class PartialSpool:
             plain: Leave out `counts` and `difference_std`.
 
         Returns:
-            One dictionary for each array; an empty list if there are no clips.
+            For each array, the dictionary that `combine` returns. An empty list if there are no clips.
         """
         width = max(1, _SPOOL_READ_BYTES // (8 * STATISTICS_ROWS * max(1, len(self))))
         found, first = [], 0
@@ -307,7 +310,7 @@ class PartialSpool:
 
 
 def tool_versions() -> dict[str, str]:
-    """Return the versions of omniges and of the packages whose code affects the output bytes."""
+    """Return the versions of omniges and of the packages that affect the output bytes."""
     return {"omniges": __version__} | {name: _version(name) for name in _PACKAGES}
 
 
@@ -317,7 +320,7 @@ def seal(document: dict[str, Any]) -> bytes:
 
 
 def sealed_correctly(document: dict[str, Any]) -> bool:
-    """Return whether the checksum in a document fits its content."""
+    """Return whether the checksum in a document is that of its other content."""
     rest = {name: value for name, value in document.items() if name != "checksum"}
     return document.get("checksum") == sha256_hex(canonical_json(rest))
 
@@ -334,7 +337,7 @@ def read_statistics(data: bytes, place: str) -> dict[str, Any]:
         place: Path of the file, for errors.
 
     Returns:
-        The document.
+        The content of the file.
 
     Raises:
         DataError: The bytes are not a JSON object, or a required statistic is missing or invalid.
@@ -399,7 +402,7 @@ def statistics_document(
         version: Contract version of the set.
 
     Returns:
-        The document; only ``samples: 0`` if there are no train samples.
+        The content as a dictionary; it has only ``samples: 0`` if there are no train samples.
     """
     train = [row for row in rows if row.split == "train"]
     if not partials:
@@ -472,7 +475,7 @@ def dataset_document(
         cut: Totals of what was cut off: ``audio_s``, ``motion_s``, ``words_dropped`` and ``words_clipped``.
 
     Returns:
-        The document.
+        The content, to which `seal` can add the checksum.
     """
     return {
         "format": schema.FORMAT,
@@ -493,7 +496,7 @@ def dataset_document(
 
 
 def totals_of(rows: Iterable[ManifestRow]) -> dict[str, Any]:
-    """Return the total counts and seconds of the rows, in the form of ``totals`` and ``splits`` in dataset.json."""
+    """Return the sums of `COUNTS` and of seconds over the rows, in the form of ``totals`` in dataset.json."""
     chosen = list(rows)
     return {
         "samples": len(chosen),

@@ -143,10 +143,10 @@ def field_faults(document: Mapping[str, Any]) -> Iterator[FieldFault]:
     ``shards`` and ``files`` are not checked here but by `entry_problem`.
 
     Args:
-        document: Content of the JSON.
+        document: Content of dataset.json.
 
     Yields:
-        Each fault.
+        One fault for each absent or invalid field.
     """
     yield from _faults_of(document, "tool", {"omniges": _Field("a version", _is_text)})
     tool = document.get("tool")
@@ -194,7 +194,7 @@ def _faults_of(
 
 
 def _totals_faults(document: Mapping[str, Any]) -> Iterator[FieldFault]:
-    """Yield the faults of ``totals`` and ``splits``."""
+    """Yield the faults of all fields in ``totals`` and ``splits``."""
     splits, totals = document.get("splits"), document.get("totals")
     if isinstance(splits, dict) and splits.keys() == set(schema.SPLITS):
         for split in schema.SPLITS:
@@ -238,11 +238,11 @@ def check_document(document: object, path: str) -> dict[str, Any]:
     """Return the content of dataset.json unchanged after checking its version, checksum and all entries.
 
     Args:
-        document: Content of the JSON.
+        document: Content of dataset.json.
         path: Path of dataset.json, for errors.
 
     Returns:
-        The document itself.
+        The same object as `document`.
 
     Raises:
         DataError: The document is damaged, has another version, has an invalid field or entry, or contradicts itself.

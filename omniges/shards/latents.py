@@ -137,7 +137,7 @@ class CodecEntry(ABC):
     @property
     @abstractmethod
     def described(self) -> str:
-        """Number and size of the latents as text."""
+        """Number of latents per second or per window, and their size, as text."""
 
     def same_codec(self, other: CodecEntry) -> bool:
         """Return whether two entries have the same codec and layout.
@@ -193,7 +193,7 @@ class FrameRows:
 
     @property
     def tick_multiple(self) -> int:
-        """Smallest number of ticks that consists of complete rows; it must divide start and length of each window."""
+        """Smallest number of ticks that contains only complete rows; windows must start and end at its multiples."""
         return self.rows_per_tick.denominator
 
     @property
@@ -281,7 +281,7 @@ class WindowEntry(CodecEntry):
 
     @property
     def grid(self) -> WindowGrid:
-        """Length and stride of the windows, in ticks."""
+        """Grid of the windows that the codec encodes, with length and stride in ticks."""
         return WindowGrid(self.window_ticks, self.stride_ticks)
 
     @property
@@ -298,7 +298,7 @@ class WindowEntry(CodecEntry):
             ticks: Whole ticks of 0.1 s.
 
         Returns:
-            Rows; 0 if the clip is shorter than a window.
+            Number of rows; 0 if the clip is shorter than a window.
         """
         return self.grid.count(ticks)
 
@@ -336,11 +336,11 @@ def latents_document(entries: Iterable[CodecEntry], partials: Mapping[str, Parti
     """Return the content of latents.json: the statistics of each codec's latents over the train samples.
 
     Args:
-        entries: Codecs.
-        partials: Partial statistics of each train sample's latents, by codec.
+        entries: Entries of the codecs in dataset.json.
+        partials: Partial statistics of each train sample's latents, by name of the codec.
 
     Returns:
-        The document.
+        The statistics by name of the codec. A codec without train samples has only ``samples: 0``.
     """
     found: dict[str, dict[str, Any]] = {}
     for entry in entries:

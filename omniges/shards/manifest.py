@@ -84,7 +84,7 @@ class ManifestRow:
 
 
 def identities(row: ManifestRow) -> tuple[tuple[str, ...], ...]:
-    """Return two tuples of sha256 that identify the recording of a sample, to find copies.
+    """Return two tuples of sha256 that identify the recording of a sample, to find copies of one recording.
 
     The first tuple has the sha256 of the gesture and mel arrays, the second the sha256 of the npz and wav source files.
     If two samples have an equal first or an equal second tuple, they are copies of one recording. An empty second tuple
@@ -97,8 +97,8 @@ def identities(row: ManifestRow) -> tuple[tuple[str, ...], ...]:
 def manifest_hash(rows: Sequence[ManifestRow]) -> str:
     """Return the sha256 of a set's content: key, split, frames and member digests of each row, sorted by key.
 
-    Shard names, offsets and the bytes of the parquet file do not affect the hash. So it stays the same if the same
-    samples are packed into shards again.
+    Shard names, offsets and the bytes of the parquet file do not affect the hash. So it does not
+    change if the samples are packed into other shards.
     """
     digest = hashlib.sha256(b"[")
     for number, row in enumerate(sorted(rows, key=lambda row: row.key)):
@@ -126,7 +126,7 @@ def latent_members(columns: Iterable[str]) -> tuple[str, ...]:
 
 @dataclass(frozen=True, slots=True)
 class _Form:
-    """Contract version, labels and latents of a manifest; they determine its columns."""
+    """Contract version, names of labels and names of latent members; they determine the columns of a manifest."""
 
     contract: schema.Contract
     labels: tuple[str, ...] = ()  # sorted
@@ -440,6 +440,7 @@ class ManifestColumns:
     """A manifest that is read as arrays, one column at a time. This takes seconds for a million rows.
 
     A column is read when it is requested. Every method raises DataError if a column is missing or has invalid values.
+    In all shapes, N is the number of rows.
     """
 
     def __init__(self, path: Path, stream: BinaryIO) -> None:

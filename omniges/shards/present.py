@@ -1,7 +1,7 @@
 """Bit masks of the parts that a sample has, and replacement values for absent parts.
 
-Absent channels are NaN on disk. Readers find absent channels by the bit mask, and never search for NaN. With a
-search, a NaN that is an error in a present channel would make this channel absent.
+Absent channels are NaN on disk. Readers find absent channels by the bit mask, and never search for NaN. Otherwise a
+present channel that contains a NaN by error would count as absent. In all shapes, N is the number of samples.
 """
 
 from __future__ import annotations
@@ -111,11 +111,11 @@ def at_rest(clip: GestureClip, present: Collection[str]) -> GestureClip:
     """Return a clip whose absent parts are in the rest pose, for code that needs a complete body.
 
     Args:
-        clip: The clip; returned unchanged if nothing is absent.
+        clip: Clip with NaN in absent channels; returned unchanged if nothing is absent.
         present: Parts that the clip has.
 
     Returns:
-        The complete clip.
+        A clip without absent parts.
     """
     lacking = absent_channels(present_bits(present) | ~STREAM_BITS["gesture"] & ALL_PRESENT)
     if lacking:

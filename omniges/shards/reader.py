@@ -77,7 +77,7 @@ class LocalShards:
     folder: Path
 
     def open(self, shard: str) -> int:
-        """Open a shard."""
+        """Open the file of a shard; raise DataError if it does not exist."""
         try:
             return open_file(self.folder / shard, self.folder)
         except FileNotFoundError as error:
@@ -246,7 +246,7 @@ class SampleArrays:
 
 
 def file_betas(sample: SampleArrays) -> npt.NDArray[np.floating]:
-    """Return the body shape of a sample for a motion file: 10, 16 or 300 coefficients (`BETAS_LENGTHS`).
+    """Return the body shape (SMPL-X betas) of a sample for a motion file: 10, 16 or 300 coefficients (`BETAS_LENGTHS`).
 
     The length is the smallest of these three that is enough for all coefficients of the recording. If the body shape is
     unknown, the result is 300 zeros, the average shape.
@@ -324,7 +324,7 @@ class ShardFolder:
             check: Whether to compare the bytes with the manifest's sha256.
 
         Returns:
-            The bytes.
+            All bytes of the member.
         """
         place = row.members[member]
         shown = place_of_member(self.source, row.shard, row.key, member, place.offset)
@@ -344,7 +344,7 @@ class ShardFolder:
             member: Member of the sample, such as ``gesture.npy``.
 
         Returns:
-            The array.
+            The array, with the data type and shape that the contract requires.
 
         Raises:
             DataError: The shard does not exist, or the bytes differ from the manifest or are not a valid array.
@@ -361,7 +361,7 @@ class ShardFolder:
             data: Bytes of the member.
 
         Returns:
-            The array.
+            The array, with the data type and shape that the contract requires.
 
         Raises:
             DataError: The bytes are not a valid array, or its type or shape differs from the contract.
@@ -422,9 +422,10 @@ class ShardFolder:
         return self._parsed(row, member, self.member(row, member), spans_of)
 
     def waveform(self, row: ManifestRow) -> npt.NDArray[np.float32] | None:
-        """Return the waveform (N,) of a sample at 16 kHz; None if the sample has no audio or the set did not keep it.
+        """Return the 16 kHz waveform of a sample; None if the sample has no audio or the set did not keep the waveform.
 
-        Raises the same errors as `array`, and DataError if FLAC cannot be decoded.
+        The shape is (N,) for N audio samples. The same errors as in `array` are raised, and DataError if FLAC cannot be
+        decoded.
         """
         if "audio" not in row.present or not row.keeps_audio:
             return None
@@ -464,7 +465,8 @@ def train_statistics(folder: ShardFolder, member: str) -> dict[str, Any]:
         member: Name of the array, such as ``jaw_eyes.npy``.
 
     Returns:
-        A list (C,) for each statistic, and the number of frames; an empty dictionary if there are no train samples.
+        For each statistic, a list with one number for each channel; also the number of frames. An empty dictionary if
+        there are no train samples.
 
     Raises:
         DataError: A shard is damaged.

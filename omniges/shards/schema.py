@@ -295,7 +295,7 @@ def parse_document(data: bytes, place: str) -> dict[str, Any]:
         place: Path of the file, for errors.
 
     Returns:
-        The object.
+        The JSON object as a dictionary.
 
     Raises:
         DataError: The bytes are not a JSON object.

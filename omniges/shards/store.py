@@ -162,7 +162,7 @@ class _State:
     commit: dict[str, Any] | None = None  # ``commit`` record
 
     def add(self, record: _Record) -> None:
-        """Update the state with the next record."""
+        """Update the state with the next record of the journal."""
         document = record.document
         self.next, self.lock = record.number + 1, record.lock
         match record.kind:
@@ -382,7 +382,7 @@ class StorePlace:
     # --- Unfinished work
 
     def recover(self) -> None:
-        """Finish the commit of a stopped run, and download the small files of the complete set."""
+        """Finish a commit that an earlier run left unfinished; then download the small files of the complete set."""
         entries = self._set.entries()
         if self._state.lock == 0 and self._state.first == 0 and schema.DATASET_FILE not in entries:
             ours = [name for name in entries if is_own_name(name)]
@@ -406,7 +406,7 @@ class StorePlace:
             self._set.replace(schema.DATASET_FILE, mark["replaced"].encode(), entry.etag)
 
     def _fetch_set(self) -> None:
-        """Download dataset.json and the other small files; leave out damaged or missing files."""
+        """Download dataset.json unchecked, and those other small files that exist and match its sizes and digests."""
         try:
             data = self._set.read(schema.DATASET_FILE)
         except MissingFile:

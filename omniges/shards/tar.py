@@ -55,7 +55,7 @@ def npy_header(dtype: str, shape: tuple[int, ...]) -> bytes:
         shape: Shape of the array.
 
     Returns:
-        The header.
+        All bytes of the npy file before the array's data.
     """
     text = f"{{'descr': '{dtype}', 'fortran_order': False, 'shape': {shape}, }}"
     size = -(-(10 + len(text) + 1) // 64) * 64
@@ -122,7 +122,7 @@ def build_segment(key: str, members: dict[str, tuple[bytes | memoryview, ...]]) 
         members: Content of each member, as one or several buffers. The result has the members in the same order.
 
     Returns:
-        The segment.
+        The buffers of all members in order, and the start of each member's data.
     """
     buffers: list[bytes | memoryview] = []
     offsets: dict[str, int] = {}

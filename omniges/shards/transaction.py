@@ -71,7 +71,7 @@ def is_own_name(name: str) -> bool:
 
 
 def _is_source(name: str) -> bool:
-    """Return whether a file of this name in the workspace will be part of the new set."""
+    """Return whether a file of this name in the workspace will belong to the new set."""
     aside = name.startswith(_ASIDE) and schema.is_shard_name(name.removeprefix(_ASIDE))
     return name in schema.CONTRACT_FILES or bool(_STAGED.fullmatch(name)) or aside
 
@@ -154,7 +154,7 @@ class UnfinishedRun:
 
         Args:
             document: Settings that affect the output bytes.
-            anew: True with --force: an earlier set is not reused.
+            anew: True if the user chose to replace an earlier set (--force); the run then does not reuse this set.
 
         Returns:
             The settings and versions.
@@ -206,7 +206,7 @@ class OutputPlace(Protocol):
         ...
 
     def recover(self) -> None:
-        """Finish the commit of a stopped run; raise UsageFault for files that no omniges run wrote."""
+        """Finish a commit that an earlier run left unfinished; raise UsageFault for files that no omniges run wrote."""
         ...
 
     def require_space(self, needed_bytes: int) -> None:
@@ -279,7 +279,7 @@ class Workspace:
             yield
 
     def recover(self) -> None:
-        """Finish the commit of a stopped run; raise UsageFault for files that no omniges run wrote."""
+        """Finish a commit that an earlier run left unfinished; raise UsageFault for files that no omniges run wrote."""
         self.refuse_foreign()  # needs the lock, because another run might be renaming files
         self.finish_commit()
 
@@ -302,7 +302,7 @@ class Workspace:
         """Return the path to which this run writes its shard `index`, counted from 0.
 
         The number in the file name is `index` plus the number of the first free shard name (`free_index`). So shards of
-        a stopped run are not overwritten.
+        an earlier unfinished run are not overwritten.
         """
         if self._first_index is None:
             self._first_index = self.free_index()
@@ -349,8 +349,8 @@ class Workspace:
     def refuse_foreign(self) -> None:
         """Raise UsageFault for files that no omniges run wrote, but that a run would replace or remove; change nothing.
 
-        These are invalid files in the workspace. If the folder has no workspace and no dataset.json, they are also
-        files with a name of the shard set.
+        Each invalid file in the workspace is refused. If the output folder has no workspace and no dataset.json, a file
+        in it that has a name of the shard contract, such as ``train-000000.tar``, is refused too.
         """
         with os_errors(self.folder, "read"):
             problem = self.problem()
