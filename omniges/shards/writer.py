@@ -112,7 +112,7 @@ class OpenShard(Protocol):
         """sha256 of the shard in hexadecimal, known after `publish`."""
 
     def write(self, data: Any) -> None:
-        """Append the `segment` argument of `ShardWriter.add`, or bytes such as the end of the tar archive."""
+        """Append a sample (the `segment` argument of `ShardWriter.add`), or the bytes that end the tar archive."""
 
     def copy(self, segment: StoredSegment) -> None:
         """Append a sample's tar members from a stored shard."""
@@ -208,7 +208,7 @@ class ShardWriter:
         self._held: list[StoredSegment] = []  # samples of the open shard; so far it equals the start of an earlier file
         self._rows: list[ManifestRow] = []  # rows of the open shard
         self._split: Split | None = None
-        self._index = 0  # number of the open shard within its split
+        self._index = 0  # index of the open shard within its split, from 0
         self._written = itertools.count()
         self._size = 0
         self._unflushed = 0

@@ -226,7 +226,7 @@ def append_line(descriptor: int, line: bytes) -> None:
         line: The line with its line break.
 
     Raises:
-        OSError: The line cannot be written. If a part of the line was already written, that part is removed.
+        OSError: The line cannot be written. Bytes of the line that were already written are removed.
     """
     size, view = os.fstat(descriptor).st_size, memoryview(line)
     try:
@@ -508,7 +508,7 @@ def publish_bytes(path: Path, parts: bytes | Sequence[bytes]) -> str:
 
     Args:
         path: Final path of the file; an existing file is replaced.
-        parts: Content of the file, in one part or several.
+        parts: Content of the file: bytes, or several byte strings that are written one after the other.
 
     Returns:
         The sha256 of the content, in hexadecimal.

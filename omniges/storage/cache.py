@@ -16,7 +16,7 @@ map of the file, and it cannot record reserved bytes. diskcache evicts files in 
 cleanup, does not check digests, and unpickles its content.
 
 A file is downloaded completely and checked, with a limited number of attempts. The wait between attempts depends only
-on the number of the attempt and a salt text, not on random numbers or time. `FetchAhead` downloads in background
+on the index of the attempt and a salt text, not on random numbers or time. `FetchAhead` downloads in background
 threads before files are needed.
 """
 
@@ -84,8 +84,8 @@ def backoff_s(retries: Retries, attempt: int, salt: str) -> float:
     """Return the wait before a retry: exponential backoff, multiplied by a jitter factor in [0.5, 1).
 
     Args:
-        retries: Settings of the attempts.
-        attempt: Number of the retry, from 1.
+        retries: Number of attempts, and first and longest wait between them.
+        attempt: Index of the retry: 1 for the first retry, 2 for the second.
         salt: Text from which the jitter is computed; different texts give processes different waits.
 
     Returns:
@@ -103,7 +103,7 @@ def with_retries(action: Callable[[], T], retries: Retries, salt: str, wait: Wai
 
     Args:
         action: Function to call, without arguments.
-        retries: Settings of the attempts.
+        retries: Number of attempts, and first and longest wait between them.
         salt: Text from which the jitter of the waits is computed, see `backoff_s`.
         wait: Function that waits for a number of seconds.
 
@@ -240,7 +240,7 @@ class CacheFolder:
                 setattr(self._counts, name, getattr(self._counts, name) + value)
 
     def folder(self, group: str) -> Path:
-        """Return the folder of a group's files."""
+        """Return the folder that contains the cached files of a group: ROOT/GROUP."""
         return self.root / group
 
     def acquire(
@@ -449,14 +449,14 @@ def _record(path: Path, file: CachedFile) -> None:
 
 
 def _touch(path: Path) -> None:
-    """Record the current time as the time of a file's last use, in ns; the kernel's own time stamps are coarser."""
+    """Record the current time in ns as the time of a file's last use; a time set by the kernel is less precise."""
     now_ns = time.time_ns()
     with contextlib.suppress(FileNotFoundError):  # another process may remove the record of a damaged file
         os.utime(_beside(path, "checked"), ns=(now_ns, now_ns))
 
 
 def _filled_file(temporary: str) -> str:
-    """Return NAME for a temporary file of the cached file NAME or of its record ``.NAME.checked``."""
+    """Return the name of the cached file NAME, given the name of a temporary file of NAME or of ``.NAME.checked``."""
     name = atomic.final_name(temporary) or temporary
     return name[1:].removesuffix(".checked") if name.startswith(".") else name
 
@@ -554,7 +554,7 @@ class FetchAhead:
             acquire: Function that downloads and pins a shard. Its arguments are the shard's name and a function that
                 waits for a number of seconds.
             maximum: Largest number of shards that are pinned at the same time.
-            threads: Number of threads.
+            threads: Number of threads that download at the same time.
         """
         self._acquire, self._maximum, self._threads = acquire, maximum, threads
         self._changed = threading.Condition()

@@ -133,10 +133,10 @@ class Document:
             self.value(key)
 
     def require_only(self, only: Mapping[str, Any]) -> None:
-        """Refuse settings for which this program implements only one value, if the object has another value.
+        """Refuse a setting whose value is not the only one that this program implements.
 
         Args:
-            only: The implemented value of each setting, by key. The object may lack a key.
+            only: The implemented value of each setting, by key. A key that the object lacks is accepted.
         """
         for key, value in only.items():
             found = self.found.get(key, value)
@@ -168,10 +168,10 @@ class Document:
         """Convert the object to a dataclass; refuse a key that is not a field.
 
         Args:
-            kind: Dataclass that declares the keys, their types and ranges.
+            kind: Dataclass whose fields declare the keys, and the type and range of each value.
 
         Returns:
-            The instance.
+            The dataclass instance.
 
         Raises:
             OmnigesError: A key is unknown or absent, or a value has another type or is out of range.
@@ -183,7 +183,7 @@ class Document:
         """Return the values of the object, checked by the fields of a dataclass; the object may lack any field.
 
         Args:
-            kind: Dataclass that declares the keys, their types and ranges.
+            kind: Dataclass whose fields declare the keys, and the type and range of each value.
 
         Returns:
             Checked values by field name, only for the keys that the object has.
@@ -199,11 +199,11 @@ class Document:
         """Convert the object to a dataclass; keys that are not fields are ignored.
 
         Args:
-            kind: Dataclass that declares the keys, their types and ranges.
+            kind: Dataclass whose fields declare the keys, and the type and range of each value.
             **own: Values of fields. They are used instead of the object's values.
 
         Returns:
-            The instance.
+            The dataclass instance.
         """
         hints = _hints(cast("Hashable", kind))
         for field in fields(kind):  # type: ignore[arg-type]

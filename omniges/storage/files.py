@@ -376,12 +376,13 @@ def is_sha256(text: object) -> bool:
 
 
 def text_codec(data: bytes) -> str:
-    """Return the name of Python's codec for a text in UTF-8 or UTF-16, with or without a byte order mark.
+    """Detect whether a text is UTF-8 or UTF-16, and return the name of this encoding in Python.
 
-    UTF-16 without a byte order mark is recognized only if the first character of the text is a Latin-1 character.
+    A byte order mark at the start is not required. UTF-16 without a byte order mark is recognized only if the first
+    character of the text is a Latin-1 character.
 
     Args:
-        data: The text's bytes.
+        data: Bytes of the text.
 
     Returns:
         ``utf-8-sig``, ``utf-16``, ``utf-16-le`` or ``utf-16-be``.

@@ -76,7 +76,7 @@ def _forms(secret: str) -> set[str]:
 
 
 def one_line(text: str, maximum: int = 240) -> str:
-    """Return a text as one line; each run of white space and control characters becomes one space.
+    """Return a text as one line; each sequence of white space and control characters becomes one space.
 
     Args:
         text: The text.

@@ -190,7 +190,7 @@ def check_name(name: str) -> str:
 
 
 class ByteStream(Protocol):
-    """A stream of bytes."""
+    """Interface of a file that is read from its beginning to its end, as bytes."""
 
     def read(self, size: int, /) -> bytes:
         """Return the next bytes, at most `size`; return b"" at the end of the stream."""
@@ -218,11 +218,11 @@ def open_store(location: Location, timeouts: Timeouts | None = None) -> Store:
     """Open the store at a location.
 
     Args:
-        location: The location.
+        location: Local folder or URL of the shards.
         timeouts: Limits for the server; None: the defaults. Unused for a local folder.
 
     Returns:
-        The store.
+        A `LocalStore` for a local folder, a `UrlStore` for a URL.
 
     Raises:
         EnvironmentFault: The package for the protocol is not installed.
@@ -648,7 +648,7 @@ def _causes(error: BaseException) -> Iterator[BaseException]:
 
 
 def _status(error: BaseException) -> int | None:
-    """Return the HTTP status of an error of aiohttp, botocore, requests, httpx or gcsfs, or None."""
+    """Return the HTTP status of an error of aiohttp, botocore, requests, httpx or gcsfs; None for other errors."""
     response = getattr(error, "response", None)
     if isinstance(response, dict):
         value = response.get("ResponseMetadata", {}).get("HTTPStatusCode")

@@ -186,8 +186,8 @@ def open_tensors(path: Path) -> Mapping[str, Tensor]:
         Tensors by name.
 
     Raises:
-        DataError: The file is damaged or has neither format. Or a ``.safetensors`` file does not exist.
-        UsageFault: A file with another ending does not exist.
+        DataError: The file is damaged or has another format. Or a file with the ending ``.safetensors`` does not exist.
+        UsageFault: A file without the ending ``.safetensors`` does not exist.
     """
     return TensorFile(path) if path.suffix == ".safetensors" else read_weights(path, mapped=True)
 
@@ -305,11 +305,11 @@ def read_weight_list(path: Path, entry: str, *, mapped: bool = False) -> list[Te
 
     Args:
         path: The file.
-        entry: Key of the list in the file.
+        entry: Key of the list in the dictionary that the file contains.
         mapped: Memory-map the data of a zip archive (the format since torch 1.6) instead of reading it.
 
     Returns:
-        The tensors.
+        Tensors in the order of the list.
     """
     return list(_content(path, entry, list, mapped=mapped).values())
 

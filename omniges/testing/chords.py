@@ -34,10 +34,10 @@ def chord_words(
     Args:
         rng: Random number generator of the clip.
         settings: Settings of the corpus.
-        vocabulary: The words.
+        vocabulary: Signatures of the words, by word index.
 
     Returns:
-        The words of a clip. The phones of a word are two to four parts of its spelling.
+        The words of a clip. A word has two to four phones; the label of a phone is a piece of the word's spelling.
     """
     last_end = 100 * settings.frames // FRAME_RATE_HZ - _PAUSE_CS[0]
     maximum = last_end // (_WORD_CS[0] + _PAUSE_CS[0]) + 1
@@ -67,7 +67,7 @@ def _phones(index: int, word: str, start_cs: int, end_cs: int) -> tuple[Phone, .
 
 @functools.lru_cache(maxsize=256)
 def _chord(tones_hz: tuple[int, ...]) -> F32:
-    """Return 1.7 s of tones that sound together. A word uses up to 0.7 s, from a random start in the first second."""
+    """Return 1.7 s of audio at 16 kHz with all tones. A word uses up to 0.7 s, from a random start before 1 s."""
     steps = np.arange(SAMPLE_RATE_HZ + _WORD_CS[1] * _SAMPLES_PER_CENTISECOND)
     total = np.zeros(len(steps))
     for tone in tones_hz:
@@ -86,10 +86,10 @@ def add_chords(
 
     Args:
         rng: Random number generator of the clip.
-        samples: Audio (N,) at 16 kHz, changed in place.
-        words: Words of the clip.
+        samples: N audio samples of the clip, (N,), at 16 kHz; changed in place.
+        words: Words of the clip, with their times.
         pitch: Factor by which the frequency of every tone is multiplied; it depends on the speaker.
-        vocabulary: The words.
+        vocabulary: Signatures of the words, by word index.
     """
     phases = rng.integers(SAMPLE_RATE_HZ, size=len(words))
     chords = [_chord(tuple(int(np.rint(t * pitch)) for t in word.tones_hz)) for word in vocabulary]

@@ -1,9 +1,11 @@
 """Text to speech by eSpeak NG, as a process: ``python -m omniges.testing.espeak``.
 
 eSpeak NG is under the GPL, so it runs in a separate process. The process reads one JSON object from standard input:
-``voice``, ``words_per_minute``, ``pitch``, and ``sentences`` in SSML. It writes one line of JSON, then the samples of
-all sentences as int16. The line has ``version``, ``rate_hz`` and, for each sentence, its number of samples and events.
-An event is [type, sample, phone], where the type is ``word`` or ``phone``. This module imports nothing of omniges.
+``voice``, ``words_per_minute``, ``pitch``, and ``sentences`` in SSML. It writes one line of JSON, then the audio
+samples of all sentences as int16. The line has ``version``, ``rate_hz`` and, for each sentence, the number of audio
+samples and a list of events. An event is [type, sample, phone]. The type is ``word`` or ``phone``, and ``sample`` is
+the time of the event, as the number of audio samples since the start of the sentence. This module imports nothing of
+omniges.
 """
 
 from __future__ import annotations
@@ -46,7 +48,8 @@ _Callback = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.POINTER(ctypes.c_short), ctype
 def find_library() -> tuple[str, str | None] | None:
     """Return the path of the eSpeak NG library and of its data folder, or None if eSpeak NG is not installed.
 
-    The package espeakng-loader has priority over a library of the system, which is returned with None as data folder.
+    If the package espeakng-loader is installed, its library and data folder are returned. Otherwise the library of the
+    system is returned, with None in place of the data folder.
     """
     try:
         import espeakng_loader  # noqa: PLC0415 - optional
@@ -65,7 +68,7 @@ def speak(request: dict[str, Any], library: str, data: str | None) -> tuple[dict
         data: Data folder of eSpeak NG; None for the folder of the system.
 
     Returns:
-        The JSON object of the output line, and the samples (int16) as bytes.
+        The JSON object of the output line, and the audio samples (int16) as bytes.
 
     Raises:
         OSError: The library or the voice cannot be loaded.

@@ -44,7 +44,7 @@ class Phone:
 
 @dataclass(frozen=True, slots=True)
 class SpokenWord:
-    """A spoken word of a clip: number in the vocabulary, times in seconds, phones, gain, pitch, and beat times."""
+    """A spoken word of a clip: index in the vocabulary, times in seconds, phones, gain, pitch, and beat times."""
 
     index: int
     start_s: float
@@ -78,7 +78,7 @@ class Speaker:
 
 @dataclass(frozen=True, slots=True)
 class Mood:
-    """An emotion of BEAT2: its number in file names, and its offset of the idle pose."""
+    """An emotion of BEAT2: its first recording index in file names, and an offset that is added to the idle pose."""
 
     start: int  # first recording index of this emotion in file names
     pose: F64  # (165,) rad, added to the speaker's posture
@@ -114,10 +114,10 @@ def speaker_traits(seed: int, number: int) -> Speaker:
 
     Args:
         seed: Seed of the corpus.
-        number: Number of the speaker, from 0.
+        number: Index of the speaker, from 0.
 
     Returns:
-        The traits.
+        Pitch, posture, resting face, shape and the other traits of this speaker.
     """
     rng = generator(seed, SPEAKER, number)
     posture = _resting_pose()
@@ -142,8 +142,8 @@ _MOOD_RAD: Final = 0.6
 def moods_of(emotions: int) -> list[Mood]:
     """Return the first `emotions` emotions of BEAT2.
 
-    In the idle pose, each of the three bits of an emotion's number bends one part of the body: the left arm, the right
-    arm, or the trunk and head.
+    In the idle pose, each of the three bits of an emotion's number bends one region of the body: the left arm, the
+    right arm, or the trunk and head.
     """
     moods = []
     for number, start in enumerate(_STARTS[:emotions]):
@@ -214,9 +214,9 @@ def motion_of(
         rng: Random number generator of the clip.
         frames: Number of frames T.
         words: The spoken words in order of time.
-        speaker: The speaker.
-        vocabulary: The words, by number.
-        mood: The emotion.
+        speaker: Traits of the speaker.
+        vocabulary: Signatures of the words, by word index.
+        mood: Emotion of the clip, which changes the idle pose.
 
     Returns:
         Poses (T, 165) in radians, expression coefficients (T, 100), and translations (T, 3) in metres.

@@ -1,6 +1,6 @@
 """Signatures of the words of a synthetic corpus: tones, pose and face of each word.
 
-The arrays depend only on the seed and the number of a word, and are equal on any CPU. V is the number of words in the
+The arrays depend only on the seed and the index of a word, and are equal on any CPU. V is the number of words in the
 vocabulary; angles are in radians.
 """
 
@@ -43,7 +43,7 @@ def generator(seed: int, *key: int) -> np.random.Generator:
 
 
 def columns(*names: str) -> list[int]:
-    """Return the index of the first of the three pose columns of each named joint."""
+    """Return the first pose column of each named joint; the three columns of a joint are consecutive."""
     return [3 * JOINT_NAMES.index(name) for name in names]
 
 
@@ -94,14 +94,14 @@ def word_signature(index: int, seed: int) -> WordSignature:
     """Return the signature of a word, which is the same in every corpus of this seed.
 
     Args:
-        index: Number of the word, 0 to `MAX_WORDS` − 1. The spelling depends only on this number.
+        index: Index of the word, 0 to `MAX_WORDS` − 1. The spelling depends only on this index.
         seed: Seed of the corpus.
 
     Returns:
-        The tones, rotations and expression of the word.
+        The spelling, tones, rotations and expression of the word.
 
     Raises:
-        ValueError: The number is out of range.
+        ValueError: The index is out of range.
     """
     if not 0 <= index < MAX_WORDS:
         raise ValueError(f"expected word index 0 to {MAX_WORDS - 1}, found {index}")
@@ -149,12 +149,12 @@ def _signature(index: int, seed: int, code: I64, order: list[I64]) -> WordSignat
 
 
 def _motion_codes(seed: int, size: int) -> I64:
-    """Return the codes of all words, (V, 28).
+    """Return the motion codes (V, 28) of all words: a motion code consists of 28 signs.
 
-    Entry k of a code is 1 or −1: the sign of the word's motion in direction k of `_freedoms`. Each word has 64 random
-    candidates. It gets the candidate that differs most from the most similar code of an earlier word; directions
-    that do not move fingers have more weight. The choice does not depend on later words, so a word has the same code
-    in vocabularies of any size.
+    Entry k of a motion code is 1 or −1: the sign of the word's motion in direction k of `_freedoms`. Each word has 64
+    random candidates. It gets the candidate that differs most from the most similar motion code of an earlier word;
+    directions that do not move fingers have more weight. The choice does not depend on later words, so a word has the
+    same motion code in vocabularies of any size.
     """
     codes = np.zeros((size, len(_FREEDOMS)), dtype=np.int64)
     for index in range(size):

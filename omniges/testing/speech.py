@@ -1,6 +1,6 @@
 """Synthetic speech: random sentences of frequent English words, spoken by eSpeak NG, with exact times of the words.
 
-Words are random and follow Zipf's law: the lower a word's number, the more often it occurs. Loudness and pitch of each
+Words are random and follow Zipf's law: the lower a word's index, the more often it occurs. Loudness and pitch of each
 word are random too. A louder word has a larger gesture, and each stressed syllable has a beat gesture. The bytes depend
 on the versions of eSpeak NG and soxr.
 """
@@ -49,11 +49,11 @@ def speak(
     Args:
         rng: Random number generator of the clip.
         settings: Settings of the corpus.
-        speaker: Number of the speaker, from 1; it determines voice, speaking rate and pitch.
+        speaker: Index of the speaker, from 1; it determines voice, speaking rate and pitch.
         seconds: Length of the clip in seconds.
 
     Returns:
-        The words with their times, and the audio (N,) at 16 kHz, which is as long as the clip.
+        The words with their times, and N audio samples at 16 kHz, (N,), which are as long as the clip.
 
     Raises:
         EnvironmentFault: eSpeak NG is not installed, or does not answer as expected.
@@ -88,7 +88,7 @@ def speak(
 
 
 def _sentence(rng: np.random.Generator, words: int) -> list[tuple[int, float, float]]:
-    """Return a random sentence as (number, gain, pitch) of each word; no word occurs twice in a row.
+    """Return a random sentence as (index, gain, pitch) of each word; no word occurs twice in a row.
 
     `words` is the size of the vocabulary. The pitch is from −1 (low) to 1 (high).
     """
@@ -113,7 +113,7 @@ def _ssml(sentence: Sequence[tuple[int, float, float]]) -> str:
 
 
 def _synthesize(request: Mapping[str, Any]) -> tuple[dict[str, Any], npt.NDArray[np.int16]]:
-    """Run `omniges.testing.espeak` in a process; return the JSON object and the int16 samples (N,) that it writes."""
+    """Run `omniges.testing.espeak` in a process; return its JSON object and its N int16 audio samples, (N,)."""
     command = [sys.executable, "-m", "omniges.testing.espeak"]
     done = subprocess.run(
         command, input=json.dumps(request).encode(), capture_output=True, timeout=_TIMEOUT_S, check=False

@@ -4,8 +4,8 @@
 a signature: three tones, an offset that is added to the pose (arms, hands, trunk and head), and an offset that is added
 to the facial expression. Therefore text, sound and motion each determine the word, and have the same timing. Everything
 else (idle motion, sway, breathing, noise, speaker) is drawn independently of the words, so it contains no information
-about the words. In a corpus with several emotions, a number in the file name gives the emotion of a clip. Of the data,
-only the idle pose depends on the emotion. In a corpus with a voice, speech in sentences replaces the tones
+about the words. In a corpus with several emotions, a number in the file name gives the emotion of a clip. The
+emotion changes only the idle pose. In a corpus with a voice, speech in sentences replaces the tones
 (`omniges.testing.speech`).
 
 The bytes depend only on the settings, and are equal on any CPU. With a voice, they also depend on the version of eSpeak
@@ -63,7 +63,7 @@ _NOISE_PEAK: Final = 0.0031  # uniform noise of −55 dB below full scale: the f
 
 
 def _floor(rng: np.random.Generator, frames: int) -> F32:
-    """Return simulated microphone noise (N,) at 16 kHz, at least as long as a motion of `frames` frames.
+    """Return simulated microphone noise at 16 kHz, (N,): N audio samples, not shorter than `frames` motion frames.
 
     In a random third of the clips, the noise is up to 0.5 s longer than the motion. Audio in BEAT2 can be longer too.
     """
@@ -86,7 +86,7 @@ def _text(words: Sequence[SpokenWord], xmax_s: float, vocabulary: Sequence[WordS
 def _semantic(words: Sequence[SpokenWord], vocabulary: Sequence[WordSignature]) -> bytes:
     """Return a semantic annotation in BEAT2's format.
 
-    The number of a word determines its gesture class: beat, deictic, iconic, metaphoric, beat, …
+    The index of a word determines its gesture class: beat, deictic, iconic, metaphoric, beat, …
     """
     classes = (("01_beat_align", 0.1), ("02_deictic_l", 0.4), ("05_iconic_l", 0.6), ("08_metaphoric_l", 0.8))
     rows = []

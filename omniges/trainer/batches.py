@@ -1,4 +1,4 @@
-"""Training batches for the flow model. Arrays have the units of the shards, and speakers are numbers.
+"""Training batches for the flow model. Arrays have the units of the shards, and speakers are integer indices.
 
 The model normalises its inputs with its own statistics. Therefore this module turns off the loader's normalisation.
 """
@@ -40,7 +40,7 @@ def copied(copies: Callable[[], Windows], device: torch.device, stream: torch.cu
 
     Args:
         copies: Function that copies the arrays of the batch to the device, and returns the batch on the device.
-        device: The device.
+        device: Target device of the copy.
         stream: CUDA stream of the copy; None for a device without streams.
 
     Returns:
@@ -58,7 +58,7 @@ def copied(copies: Callable[[], Windows], device: torch.device, stream: torch.cu
 
 
 def speakers_of(data: Sequence[DataSource]) -> tuple[str, ...]:
-    """Return the sorted names of all speakers in the data. The model numbers them from 1; number 0 means *unknown*."""
+    """Return the sorted names of all speakers in the data. Their indices in the model begin at 1; 0 is *unknown*."""
     numbers = [(source.catalog, number) for source in data for number in np.unique(source.catalog.speaker).tolist()]
     return tuple(sorted({catalog.speaker_names[number] for catalog, number in numbers if number >= 0}))
 
@@ -77,13 +77,13 @@ class Feed(BatchLoader):
     ) -> None:
         """Open the loader.
 
-        The tokenizer and the speaker numbers are those of `identity` or, without `identity`, of the data.
+        The tokenizer and the speaker indices are those of `identity` or, without `identity`, of the data.
 
         Args:
             data: Shard sets to read.
             sequencing: Order of the windows.
-            share: Part of the sequence that this rank reads.
-            settings: Settings of the loader.
+            share: Positions in the training sequence that this rank reads.
+            settings: Settings of the loader that change its speed, but not the batches.
             device: Device of the batches.
             identity: Identity of the model; None if no model exists yet.
 
@@ -103,7 +103,7 @@ class Feed(BatchLoader):
         self._latents: tuple[StreamName, ...] = tuple(name for name in STREAMS if name in data[0].catalog.codecs)
 
     def next(self) -> tuple[Windows, I64]:
-        """Return the next batch, on the device, and the positions (B,) of its windows in the training sequence.
+        """Return the next batch, on the device, and the positions (B,) of its B windows in the training sequence.
 
         Raises the errors of `BatchLoader.next_batch`.
         """
@@ -130,9 +130,10 @@ class Feed(BatchLoader):
         return any(source.catalog.filters.streams for source in self._data)
 
     def streams_at(self, positions: I64) -> Bools | None:
-        """Return flags (P, 3): whether the window at each position has any part of gesture, text and audio.
+        """Return flags (P, 3) for P windows: whether a window has any part of gesture, of text and of audio.
 
-        Return None if all these windows have every part. `positions` (P,) may belong to any rank.
+        Return None if all these windows have every part. `positions` (P,) are the positions of the windows; they may
+        belong to any rank.
         """
         indices, bits = self._order.windows_at(positions), np.empty(len(positions), np.uint8)
         for number, source in enumerate(self._data):
@@ -141,7 +142,7 @@ class Feed(BatchLoader):
         return streams_present(bits)
 
     def places(self, positions: I64) -> list[Place]:
-        """Return the `Place` of the window at each position; `positions` (P,) may belong to any rank."""
+        """Return the `Place` of the window at each position; the P `positions` may belong to any rank."""
         indices = self._order.windows_at(positions)
         rows = zip(
             *(each.tolist() for each in (positions, indices.source, indices.sample, indices.start_tick)), strict=True

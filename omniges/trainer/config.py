@@ -267,7 +267,7 @@ class TrainSettings:
                 )
 
     def _check_sharding(self) -> None:
-        """Raise UsageFault for settings that do not work with a sharded model."""
+        """Raise UsageFault if sharding is combined with `compile` or fp16, because a sharded model supports neither."""
         if self.sharding == "none":
             return
         if self.compile:

@@ -37,15 +37,15 @@ TRACKER_FOLDERS: Final = ("tensorboard", "wandb")
 def in_order(gathered: F64, steps: int) -> F64:
     """Arrange the losses of all ranks in the order of the training sequence.
 
-    In a step, the samples of micro-step 0 come first. Within a micro-step, the B samples of rank 0
-    come first, then those of rank 1, and so on.
+    In a step, the windows of micro-step 0 come first. Within a micro-step, the B windows of rank 0 come first, then the
+    B windows of rank 1, and so on.
 
     Args:
-        gathered: Losses (W, steps · M, B, 3): W ranks, M micro-steps in each step, B samples in each micro-step.
-        steps: Number of steps.
+        gathered: Losses (W, steps · M, B, 3): W ranks, M micro-steps in each step, B windows in each micro-step.
+        steps: Number of training steps in `gathered`.
 
     Returns:
-        Losses (steps, G, 3) of the G = M · W · B samples of each step.
+        Losses (steps, G, 3) of the G = M · W · B windows of each step, for three streams.
     """
     ranks, micro_steps, batch, streams = gathered.shape
     by_micro_step = gathered.transpose(1, 0, 2, 3)
@@ -53,14 +53,14 @@ def in_order(gathered: F64, steps: int) -> F64:
 
 
 def per_step(losses: F64, weights: Mapping[StreamName, float]) -> F64:
-    """Return the loss of each step: the mean over samples of the weighted sum over streams.
+    """Return the loss of each step: the mean over windows of the weighted sum over streams.
 
     Args:
-        losses: Unweighted losses (steps, G, 3) of G samples in each step and three streams.
+        losses: Unweighted losses (steps, G, 3) of G windows in each step and three streams.
         weights: Weight of each stream.
 
     Returns:
-        Losses (steps,).
+        Loss of each step, (steps,).
     """
     found: F64 = _weighted(losses, weights).mean(axis=1)
     return found
@@ -72,16 +72,16 @@ def _weighted(losses: F64, weights: Mapping[StreamName, float]) -> F64:
 
 
 def per_task(losses: F64, plan: Plan, weights: Mapping[StreamName, float]) -> dict[str, dict[str, float]]:
-    """Return, for each task that occurs in a plan, the mean loss and the number of samples.
+    """Return, for each task that occurs in a plan, the mean loss and the number of windows.
 
     Args:
-        losses: Unweighted losses (N, 3) of the plan's samples.
-        plan: The plan, which contains the samples' tasks.
+        losses: Unweighted losses (N, 3) of the plan's N windows, for three streams.
+        plan: Random draws of the N windows, which contain the task of each window.
         weights: Weight of each stream.
 
     Returns:
-        A dictionary by task name. ``loss`` is the mean over samples of the weighted sum over streams. ``samples`` is
-        the number of samples.
+        A dictionary by task name. ``loss`` is the mean over windows of the weighted sum over streams. ``samples`` is
+        the number of windows.
     """
     samples = _weighted(losses, weights)
     return {
@@ -92,11 +92,11 @@ def per_task(losses: F64, plan: Plan, weights: Mapping[StreamName, float]) -> di
 
 
 def per_stream(losses: F64, plan: Plan) -> dict[str, float]:
-    """Return, for each stream, the mean loss over the samples in which the stream is a target.
+    """Return, for each stream, the mean loss over the windows in which the stream is a target.
 
     Args:
-        losses: Unweighted losses (N, 3) of the plan's samples.
-        plan: The plan, which contains the samples' targets.
+        losses: Unweighted losses (N, 3) of the plan's N windows, for three streams.
+        plan: Random draws of the N windows, which contain the targets of each window.
 
     Returns:
         Losses by stream, without the streams that are never a target.
@@ -133,7 +133,7 @@ class Smoothed:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Shown:
-    """A row of the table of validation samples in trackers: origin and results of a sample, and a picture."""
+    """A row of the validation table in trackers: a window, its result, the recorded words, and a picture."""
 
     task: str
     recording: str
@@ -148,7 +148,7 @@ class Shown:
 
 
 COLUMNS: Final = tuple(field.name for field in fields(Shown))
-"""Columns of the tables of samples in trackers."""
+"""Columns of the validation table in trackers."""
 
 
 class Logbook:
@@ -202,17 +202,17 @@ class Logbook:
 
         Args:
             step: Training step of the event.
-            facts: Values by name; mappings may be nested. Only numbers are passed.
+            facts: Values by name; a value may be a nested mapping. Only numbers are passed, see `flat_numbers`.
         """
         numbers = dict(flat_numbers(facts))
         self._with_trackers(lambda tracker: tracker.log(step, numbers))
 
     def show(self, step: int, samples: Sequence[Shown]) -> None:
-        """Pass validation samples to the trackers; without samples, do nothing.
+        """Pass rows of the validation table to the trackers; without rows, do nothing.
 
         Args:
             step: Training step of the validation.
-            samples: The samples.
+            samples: Rows of the table.
         """
         if samples:
             self._with_trackers(lambda tracker: tracker.show(step, samples))
@@ -247,11 +247,11 @@ def flat_numbers(facts: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[s
     """Yield the numbers of a nested mapping, and skip other values.
 
     Args:
-        facts: The mapping.
-        prefix: Prefix of all names.
+        facts: Values by name; a value may be another mapping.
+        prefix: Text before each name.
 
     Yields:
-        Pairs of a name and a number. A name is the keys of all levels, joined by ``/``.
+        Pairs of a name and a number. The name joins the keys of all levels by ``/``, such as ``tasks/a2g/loss``.
     """
     for name, value in facts.items():
         if isinstance(value, Mapping):
@@ -269,7 +269,7 @@ def open_trackers(names: Sequence[str], run: Path, config: Mapping[str, Any]) ->
         config: Settings of the run, which trackers show.
 
     Returns:
-        The trackers.
+        Open trackers in the order of `names`.
 
     Raises:
         EnvironmentFault: The package of a tracker is not installed.
@@ -297,18 +297,18 @@ class _TensorBoard:
         """Write one scalar for each number.
 
         Args:
-            step: Step of the run.
+            step: Training step to which the numbers belong.
             numbers: Values by name.
         """
         for name, number in numbers.items():
             self._writer.add_scalar(name, number, step)
 
     def show(self, step: int, samples: Sequence[Shown]) -> None:
-        """Write the samples as a text table, and each picture once.
+        """Write the validation table as text, and each picture once.
 
         Args:
-            step: Step of the run.
-            samples: Samples of this validation; several may have the same picture.
+            step: Training step of the validation.
+            samples: Rows of the table; several rows may have the same picture.
         """
         lines = ["| " + " | ".join(COLUMNS) + " |", "| --- " * len(COLUMNS) + "|"]
         for one in samples:
@@ -338,17 +338,17 @@ class _WeightsAndBiases:
         """Log all numbers under one step.
 
         Args:
-            step: Step of the run.
+            step: Training step to which the numbers belong.
             numbers: Values by name.
         """
         self._run.log(dict(numbers), step=step)
 
     def show(self, step: int, samples: Sequence[Shown]) -> None:
-        """Log a table with one row for each sample, and each picture once.
+        """Log the validation table, and each picture once.
 
         Args:
-            step: Step of the run.
-            samples: Samples of this validation; several may have the same picture.
+            step: Training step of the validation.
+            samples: Rows of the table; several rows may have the same picture.
         """
         rows = [
             [self._wandb.Image(str(one.picture)) if name == "picture" else getattr(one, name) for name in COLUMNS]
@@ -368,7 +368,7 @@ class _WeightsAndBiases:
 
 
 Tracker = _TensorBoard | _WeightsAndBiases
-"""A tracker, which receives the numbers of events and the validation samples."""
+"""A tracker, which receives the numbers of events and the validation table."""
 _OPENERS: Final[dict[str, Callable[[Path, Mapping[str, Any]], Tracker]]] = {
     "tensorboard": _TensorBoard,
     "wandb": _WeightsAndBiases,

@@ -35,7 +35,7 @@ F64 = npt.NDArray[np.float64]
 I64 = npt.NDArray[np.int64]
 
 _SHOWN: Final = 3
-"""Largest number of samples that an error names; the log names all samples."""
+"""Largest number of windows that an error names; the log names all windows."""
 
 
 class StopReason(enum.IntEnum):
@@ -79,7 +79,7 @@ class StepProgress(Progress):
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """Result of the loop: stop reason, numbers of steps and samples, seconds, last loss, and last checkpoint."""
+    """Result of the loop: stop reason, numbers of steps and windows, seconds, last loss, and last checkpoint."""
 
     stop_reason: StopReason
     steps: int  # since the run was started or resumed
@@ -121,7 +121,7 @@ class Loop:
         """Prepare the loop.
 
         Args:
-            run: Open resources of the run.
+            run: Settings, data loader, model and other open resources of the run.
             state: State to continue from, which the loop updates.
             save: Function ``save(state, alone)`` that saves a checkpoint and returns its folder. All ranks must call it
                 together, except with ``alone=True``, which saves on this rank without waiting for the others.
@@ -148,7 +148,7 @@ class Loop:
         """Train until there is a reason to stop; then save a checkpoint, unless the losses are invalid.
 
         Returns:
-            The result of the loop.
+            Stop reason, counts and last checkpoint, see `Outcome`.
 
         Raises:
             DataError: Losses or gradients are NaN or infinite, or losses diverge, or a batch cannot be read.
@@ -355,7 +355,11 @@ class Loop:
         self._log(interval, losses, totals, norms)
 
     def _log(self, interval: _Interval, losses: F64, totals: F64, norms: F64) -> None:
-        """Write one log line with the losses of an interval, and report progress."""
+        """Write one log line with the losses of an interval, and report progress.
+
+        `losses` (steps, G, 3) are the losses of G windows in each step, for three streams. `totals` (steps,) are the
+        losses of the steps, and `norms` (steps,) are their gradient norms.
+        """
         settings, state = self._settings, self._state
         steps, samples = len(totals), losses.shape[1]
         positions = (np.array(interval.starts)[:, None] + np.arange(samples)).reshape(-1)
@@ -395,7 +399,7 @@ class Loop:
         )
 
     def _plan_at(self, positions: I64) -> Plan:
-        """Return the random draws (tasks, noise levels) for positions (P,). The positions may belong to any rank."""
+        """Return the random draws (tasks, noise levels) of P windows; their `positions` (P,) may belong to any rank."""
         return draw_plan(self._flow, self._settings.seed, positions, self._feed.streams_at(positions))
 
     # --- invalid losses
@@ -406,9 +410,9 @@ class Loop:
         With fp16, a gradient may overflow. Then the loss scale is lowered and the step is skipped, without an error.
 
         Args:
-            first: Number of the training step that is step 0 of the arrays.
+            first: Index of the training step to which row 0 of `losses` and `norms` belongs.
             starts: First position of each step in the training sequence.
-            losses: Losses (steps, G, 3) of the G samples in each step, by stream.
+            losses: Losses (steps, G, 3) of the G windows in each step, for three streams.
             norms: Gradient norm of each step, (steps,).
         """
         scaled = self._learner.scale() is not None
@@ -424,10 +428,10 @@ class Loop:
                 )
 
     def _refuse(self, step: int, positions: I64, what: str) -> NoReturn:
-        """Log the samples at the positions (P,) of a step, and raise DataError; this step is not saved later.
+        """Log the windows because of which a step is refused, and raise DataError; the step is not saved later.
 
-        The error names the first samples. It also has a command that lists their batch, if `_trace_command` returns
-        one.
+        `positions` (P,) are the positions of these P windows in the training sequence. The error names the first
+        windows. If `_trace_command` returns a command, the error also contains this command.
         """
         self._consistent = False
         plan, places = self._plan_at(positions), self._feed.places(positions)
