@@ -25,7 +25,7 @@ def refuse(name: str, expected: str, found: object) -> UsageFault:
     """Return a UsageFault of one line: name of the argument, description of valid values, and the invalid value.
 
     Args:
-        name: Name of the argument.
+        name: Name of the argument, for the error.
         expected: Description of valid values, such as "a whole number".
         found: The value that was passed.
 
@@ -39,7 +39,7 @@ def integer(name: str, value: Any, minimum: int | None = None, below: int | None
     """Check that a value is a whole number, and return it as `int`; numpy's integers are valid too.
 
     Args:
-        name: Name of the argument.
+        name: Name of the argument, for the error.
         value: The value that was passed.
         minimum: Smallest valid number.
         below: Upper limit, exclusive: the value must be smaller than this number.
@@ -62,7 +62,7 @@ def number(name: str, value: Any, minimum: float = -math.inf) -> float:
     """Check that a value is a finite number, and return it as `float`.
 
     Args:
-        name: Name of the argument.
+        name: Name of the argument, for the error.
         value: The value that was passed.
         minimum: Smallest valid number.
 
@@ -84,7 +84,7 @@ def flag(name: str, value: Any) -> bool:
     """Check that a value is True or False, and return it.
 
     Args:
-        name: Name of the argument.
+        name: Name of the argument, for the error.
         value: The value that was passed.
 
     Returns:
@@ -100,7 +100,7 @@ def text(name: str, value: Any) -> str:
     """Check that a value is a text (`str`), and return it.
 
     Args:
-        name: Name of the argument.
+        name: Name of the argument, for the error.
         value: The value that was passed.
 
     Returns:
@@ -116,7 +116,7 @@ def texts(name: str, value: Any) -> tuple[str, ...]:
     """Check that a value is one text or several texts, and return a tuple of texts.
 
     Args:
-        name: Name of the argument.
+        name: Name of the argument, for the error.
         value: One text, or an iterable of texts.
 
     Returns:
@@ -138,7 +138,7 @@ def choice(name: str, value: Any, among: Collection[str]) -> str:
     """Check that a value is one of the valid texts, and return it.
 
     Args:
-        name: Name of the argument.
+        name: Name of the argument, for the error.
         value: The value that was passed.
         among: The valid texts.
 
@@ -157,10 +157,10 @@ def instance(name: str, value: Any, kind: type[T], expected: str) -> T:
     """Check that an object is an instance of a class, and return it.
 
     Args:
-        name: Name of the argument.
+        name: Name of the argument, for the error.
         value: The value that was passed.
-        kind: The class.
-        expected: Description of the class in the error.
+        kind: Class of valid objects.
+        expected: Description of a valid object, for the error.
 
     Returns:
         The object.
@@ -177,7 +177,7 @@ def path(name: str, value: Any) -> Path:
     """Check that a value is a local path, and return it; expand a leading ``~`` as the shell does.
 
     Args:
-        name: Name of the argument.
+        name: Name of the argument, for the error.
         value: A `str` or `os.PathLike`.
 
     Returns:
@@ -205,8 +205,8 @@ def require_file_names(name: str, given: str) -> None:
     """Refuse a path with names that the operating system does not allow.
 
     Args:
-        name: Name of the argument.
-        given: The path.
+        name: Name of the argument, for the error.
+        given: Path to check.
 
     Raises:
         UsageFault: The path contains NUL or a character that file names cannot have, or a name that is too long.

@@ -58,7 +58,10 @@ def _root(
 
 
 def main() -> None:
-    """Run the command line, and convert exceptions to exit codes. A bug of omniges shows its traceback."""
+    """Run the command line, and convert exceptions to exit codes.
+
+    An unexpected exception is a bug of omniges and is shown with its traceback.
+    """
     raise_on(signal.SIGINT, ExitCode.INTERRUPTED)
     signal.signal(signal.SIGHUP, signal.SIG_IGN)  # closing the terminal must not end the work
     with safe_output() as lost:

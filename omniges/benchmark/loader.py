@@ -144,8 +144,8 @@ def _cold_speed(catalog: Catalog, settings: SpeedSettings, workers: int) -> floa
 def measure(settings: SpeedSettings) -> dict[str, Any]:
     """Measure the loader for each number of workers.
 
-    All numbers of workers are measured one after the other. This is done `settings.repeats` times. Therefore, if the
-    machine is slow for some time, the results of all numbers of workers are affected.
+    Each of the `settings.repeats` rounds measures every number of workers once. Therefore, if the machine is slow for
+    some time, this affects the results for all numbers of workers, not only for one.
 
     Args:
         settings: Settings of the benchmark.

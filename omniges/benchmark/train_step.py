@@ -9,7 +9,7 @@ backward pass counts as twice this number. The attention scores that the backwar
 The benchmark also reports two numbers that do not depend on the speed of the machine. The first is the number of torch
 operations in a step, except views. The second, with `--compile`, is the number of kernels of the compiled graph:
 generated kernels and library calls. An accelerator needs some microseconds to launch each operation or kernel, so these
-numbers limit its speed.
+numbers limit the speed of the training steps.
 """
 
 from __future__ import annotations

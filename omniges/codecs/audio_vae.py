@@ -108,7 +108,7 @@ class AudioVae:
         self._shift: float = vae.config.shift_factor or 0.0
 
     def encode(self, array: F32) -> F32:
-        """Encode a log-mel (M, 64) as latents (M // entry.frames_per_row, K · W)."""
+        """Encode M mel frames (M, 64) as latents (M // entry.frames_per_row, K · W)."""
         if len(array) < self.entry.frames_per_row:
             return np.empty((0, self.entry.channels), np.float32)
         with exact(self._vae.device):
@@ -286,11 +286,11 @@ class _Walk:
     def affine(self, x: Tensor, norm: Any) -> _Affine:
         """Return the scale and shift that apply a group normalisation to x.
 
-        The mean and variance of each group are over all rows of x. They are computed in float64.
+        The mean and variance of each group are computed over all rows of x, in float64.
 
         Args:
             x: Activation (C, T, F).
-            norm: The group normalisation.
+            norm: Group normalisation layer.
 
         Returns:
             Scale and shift (C, 1, 1).
@@ -315,7 +315,7 @@ class _Walk:
 
         Args:
             x: Activation (C, T, F).
-            conv: The convolution.
+            conv: Convolution layer with a 3 × 3 kernel.
             affine: Scale and shift to apply before SiLU and the convolution; None: apply only the convolution.
             into: Activation (C', T, F) to which the result is added in place; None: return a new activation.
 
@@ -340,7 +340,7 @@ class _Walk:
 
         Args:
             x: Activation (C, T, F).
-            conv: The convolution.
+            conv: Convolution layer with a 1 × 1 kernel.
 
         Returns:
             The activation (C', T, F).
@@ -355,7 +355,7 @@ class _Walk:
 
         Args:
             x: Activation (C, T, F).
-            block: The residual block.
+            block: Residual block of the AutoencoderKL.
 
         Returns:
             The activation (C', T, F).
@@ -370,7 +370,7 @@ class _Walk:
 
         Args:
             x: Activation (C, T, F).
-            conv: The convolution.
+            conv: Convolution layer of stride 2.
 
         Returns:
             The activation (C', T // 2, F // 2).
@@ -388,7 +388,7 @@ class _Walk:
 
         Args:
             x: Activation (C, T, F).
-            conv: The convolution.
+            conv: Convolution layer with a 3 × 3 kernel.
 
         Returns:
             The activation (C', 2 T, 2 F).
@@ -407,7 +407,7 @@ class _Walk:
 
         Args:
             x: Activation (C, T, F).
-            block: The middle block.
+            block: Middle block of the AutoencoderKL.
 
         Returns:
             The activation (C, T, F).
@@ -424,7 +424,7 @@ class _Walk:
 
         Args:
             x: Activation (C, T, F).
-            attention: The attention layer.
+            attention: Attention layer of the AutoencoderKL.
 
         Returns:
             The activation (C, T, F).

@@ -68,10 +68,10 @@ class FrameCodec(Protocol):
 
 @runtime_checkable
 class QuantisingCodec(Protocol):
-    """A codec with tables of codes. Its `decode` can first quantise the latents: replace each latent by codes."""
+    """A codec with tables of codes (learned vectors). Its `decode` can first replace each latent by codes."""
 
     def decoding(self, *, quantised: bool) -> Self:
-        """Return a codec with the same networks. If `quantised` is True, its `decode` first quantises latents."""
+        """Return a codec with the same networks; `decode` first replaces latents by codes if `quantised` is True."""
 
 
 @runtime_checkable
@@ -151,8 +151,8 @@ def decode_latents(codec: Codec, latents: npt.NDArray[Any]) -> Any:
 
     Args:
         codec: The loaded codec.
-        latents: Latents (n, channels), one latent in each row. For a window codec, each window has
-            ``entry.latents`` consecutive latents.
+        latents: Array (latents, channels), one latent in each row. For a window codec, the latents of a window are
+            ``entry.latents`` consecutive rows.
 
     Returns:
         For a frame codec, frames (frames, columns). For a window codec, a list with one `SpokenText` for each window.

@@ -68,7 +68,7 @@ class EncodeSummary:
     samples: int
     seconds: float
     elapsed_s: float
-    resumed: int  # shards that a stopped run had finished
+    resumed: int  # number of shards that an earlier run of the same command finished
     loudness: tuple[str, ...]  # warnings about codecs that were trained on another loudness
     manifest_hash: str
 
@@ -79,7 +79,7 @@ class EncodeSummary:
 
     @property
     def lines(self) -> list[str]:
-        """Summary as lines of text."""
+        """Lines of text that describe the result: codecs, samples, speed, warnings and manifest hash."""
         found = [f"{name}: its latents are in {self.folder} already" for name in self.there]
         if self.encoded:
             names = ", ".join(entry.name for entry in self.encoded)
@@ -94,8 +94,8 @@ class EncodeSummary:
 def encode(settings: EncodeSettings, count: Count = lambda _done, _total: None) -> EncodeSummary:
     """Add a codec's latents to shards.
 
-    Existing shards do not change until the new set is complete. If a run is stopped, the next run of the same command
-    uses the shards that the stopped run finished.
+    Existing shards do not change until the new set is complete. If the process is stopped before, the next run of the
+    same command uses the shards that are already finished.
 
     Args:
         settings: Codecs, folders and windows.
@@ -197,8 +197,8 @@ def _refuse_absent(entry: CodecEntry, source: ShardFolder) -> None:
 def _counted(entry: CodecEntry, codec: Codec, source: ShardFolder, settings: EncodeSettings) -> CodecEntry:
     """Return the entry of a text codec with counts of lost text, and any other entry unchanged.
 
-    Raises DataError if too many windows would lose text, or if all clips are shorter than a window. No clip has
-    been encoded at this time.
+    Raises DataError if too many windows would lose text, or if all clips are shorter than a window. This check comes
+    before the first clip is encoded.
     """
     if not isinstance(entry, WindowEntry):
         return entry
@@ -345,7 +345,14 @@ class _Job:
     statistics: dict[str, PartialSpool] = field(default_factory=dict)  # of the train samples' latents, by codec
 
     def run(self, count: Count) -> int:
-        """Encode the remaining shards and commit the new set; return how many an earlier, stopped run had finished."""
+        """Encode the shards that are not finished yet, and commit the new set.
+
+        Args:
+            count: Function that is called with the finished and the total seconds of recordings.
+
+        Returns:
+            Number of shards that an earlier run of the same command finished.
+        """
         workspace, source = self.workspace, self.source
         codecs = {entry.name: entry.as_json() for entry in self.entries}
         settings = {"encode": {"manifest_hash": source.dataset["manifest_hash"], "codecs": codecs}}
@@ -408,7 +415,7 @@ class _Job:
                     )
 
     def _journalled(self, rows: Mapping[str, Sequence[ManifestRow]]) -> dict[str, _Written]:
-        """Return the shards that a stopped run finished, if their bytes have not changed."""
+        """Return the shards that an earlier run of the same command finished, except those whose bytes changed."""
         found = {}
         for line in self.workspace.journal.load():
             path = self.workspace.folder / line["staged"]
@@ -425,7 +432,7 @@ class _Job:
         return same and all(entry.member in row.members for row in found for entry in self.entries)
 
     def _gather_again(self, shard: _Written) -> None:
-        """Add the latents in a finished shard to the statistics."""
+        """Read the latents in a shard that an earlier run finished, and add them to the statistics."""
         with open_regular(shard.path) as stream:
             for row in shard.rows:
                 for entry in self.entries:

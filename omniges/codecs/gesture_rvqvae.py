@@ -98,7 +98,10 @@ def part_columns(part: Part, channels: int, where: str) -> slice:
 
 
 def statistics_files(columns: Mapping[Part, slice]) -> dict[str, str]:
-    """Map names such as ``pose mean`` to the statistics files that the parts need: paths in the codec's folder."""
+    """Return the paths of the statistics files that the parts need, by names such as ``pose mean``.
+
+    The paths are relative to the codec's folder. The files of the root are included only if a network encodes the root.
+    """
     stems = {"pose": "beatx_2_330"} | ({"root": "beatx_2_trans"} if _LOWER_AND_ROOT in columns.values() else {})
     return {f"{what} {kind}": f"mean_std/{stem}_{kind}.npy" for what, stem in stems.items() for kind in ("mean", "std")}
 
@@ -106,8 +109,9 @@ def statistics_files(columns: Mapping[Part, slice]) -> dict[str, str]:
 def read_scales(folder: Path, columns: Mapping[Part, slice]) -> dict[Part, PartScale]:
     """Read the scale of each part from the statistics in a codec's folder; the face is not scaled.
 
-    The files also contain standard deviations of jaw and eyes, which are almost zero and are not used. Therefore, only
-    the standard deviations of the parts' joints and, if it is encoded, of the root must be positive.
+    Only standard deviations that are used must be positive: those of the parts' joints, and those of the root if a
+    network encodes the root. The files also contain standard deviations of jaw and eyes, which are almost zero; they
+    are not used.
 
     Args:
         folder: The codec's folder.
@@ -213,7 +217,7 @@ class GestureRvqvae:
         )
 
     def decoding(self, *, quantised: bool) -> GestureRvqvae:
-        """Return a codec with the same networks. If `quantised` is True, its `decode` first quantises latents."""
+        """Return a codec with the same networks; `decode` first replaces latents by codes if `quantised` is True."""
         return replace(self, quantised=quantised)
 
     def encode(self, gesture: npt.NDArray[np.floating]) -> F32:

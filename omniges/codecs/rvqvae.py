@@ -95,7 +95,7 @@ class RvqvaeSpec:
 
     @property
     def encoder_reach(self) -> tuple[int, int]:
-        """Numbers of frames (before, after) on which a latent depends.
+        """Frames on which a latent depends: the counts (before, after).
 
         Latent i depends on frames f·i − before to f·i + after, with f frames per latent.
         """
@@ -162,7 +162,7 @@ class _Stack(nn.Module):
         self.model = nn.Sequential(*layers)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Apply all modules in order."""
+        """Apply all modules to x (B, channels, time) in order."""
         found: Tensor = self.model(x)
         return found
 
@@ -208,7 +208,7 @@ class _Codebook(nn.Module):
         return found
 
     def nearest(self, vectors: Tensor) -> Tensor:
-        """Return the index (B, N) of the code nearest to each vector (B, N, D); ties choose the first."""
+        """Return the index (B, N) of the code nearest to each vector (B, N, D); of equally near codes, the first."""
         codes = self.codes()
         squared = vectors.square().sum(-1, keepdim=True) - 2 * vectors @ codes.mT + codes.square().sum(-1)
         return squared.argmin(-1)
@@ -363,7 +363,7 @@ def load_rvqvae(path: Path) -> Rvqvae:
     A config.json in the same folder may contain the arguments of GestureLSM's constructor; they must fit the tensors.
 
     Args:
-        path: The file.
+        path: File of one network.
 
     Returns:
         The network in float32.
@@ -450,7 +450,8 @@ def spec_of(tensors: Mapping[str, Tensor], where: str) -> RvqvaeSpec:
         The sizes.
 
     Raises:
-        DataError: The tensors do not determine the sizes, or the stride is not 2.
+        DataError: A tensor that gives a size is missing, empty or of another number of axes. Or the convolutions that
+            halve the frame rate have a kernel other than 4, and therefore a stride other than 2.
     """
     width, channels, _ = _shape(tensors, _FIRST, 3, where)
     _, _, kernel = _shape(tensors, _DOWN, 3, where)

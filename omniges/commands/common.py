@@ -30,7 +30,10 @@ Command = Callable[..., None]
 
 
 class Signalled(BaseException):
-    """Raised by a signal that ends the command. It is not an `Exception`, so that libraries do not catch it."""
+    """Exception that a signal raises to end the command.
+
+    It is not a subclass of `Exception`, so that libraries do not catch it.
+    """
 
     def __init__(self, code: ExitCode) -> None:
         super().__init__(code)
@@ -38,10 +41,10 @@ class Signalled(BaseException):
 
 
 def raise_on(number: signal.Signals, code: ExitCode) -> None:
-    """Make a signal end the command with an exit code.
+    """Install a handler that raises `Signalled` for a signal, so that the command ends with an exit code.
 
     Args:
-        number: The signal.
+        number: Signal to handle.
         code: Exit code of the command after the signal.
     """
 
@@ -70,7 +73,7 @@ exit_on_sigterm: Final = functools.partial(_raising, {signal.SIGTERM: ExitCode.T
 
 
 def listed(values: Iterable[str]) -> tuple[str, ...]:
-    """Split the values of a repeatable flag at commas, and return all parts as one tuple."""
+    """Split the values of a repeatable flag at commas; return all texts as one tuple, without spaces around them."""
     return tuple(name.strip() for value in values for name in value.split(",") if name.strip())
 
 
@@ -249,11 +252,11 @@ class SafeOutput(io.RawIOBase):
         self.error: OSError | None = None
 
     def writable(self) -> bool:
-        """Return True."""
+        """Return True, because the stream is for output."""
         return True
 
     def fileno(self) -> int:
-        """Return the descriptor."""
+        """Return the file descriptor to which this stream writes."""
         return self._descriptor
 
     def isatty(self) -> bool:
@@ -275,7 +278,10 @@ class SafeOutput(io.RawIOBase):
 
     @property
     def lost(self) -> OSError | None:
-        """The error that made output to a file incomplete, or None; a closed pipe or terminal does not count."""
+        """The first write error, because of which output is missing; None if all output was written.
+
+        It is also None if the reader is gone: for any error of a terminal, and for a closed pipe.
+        """
         gone = self.error is not None and (self._terminal or self.error.errno == errno.EPIPE)
         return None if gone else self.error
 
@@ -285,12 +291,12 @@ def safe_output() -> Iterator[list[ExitCode]]:
     r"""Replace standard output and standard error by streams that never raise.
 
     Characters outside a stream's encoding are written as ``\uXXXX``. A standard stream that is already closed, also
-    standard input, is replaced by /dev/null. Without this, a file that is opened later could get its descriptor number.
-    A stream that a program has replaced, as tests do, is not changed.
+    standard input, is replaced by /dev/null. Otherwise, a file that is opened later could get the descriptor number of
+    the closed stream. A stream that a program has replaced, as tests do, is not changed.
 
     Yields:
-        A list, empty at first. After the context, it contains an exit code if standard output
-            is a file and some output could not be written to it.
+        An empty list. When the context ends, `ExitCode.ENVIRONMENT` is added if standard output is incomplete
+            because of an error that `SafeOutput.lost` reports, such as a full disk.
     """
     codecs.register_error(_ESCAPES, _escaped)
     codes: list[ExitCode] = []

@@ -23,7 +23,7 @@ from omniges.trainer.config import TrainSettings
 
 
 def _recipe_names(incomplete: str) -> list[str]:
-    """Return the packaged recipes whose names begin with a text."""
+    """Return the names of packaged recipes that begin with `incomplete`, for shell completion."""
     from omniges.trainer.recipe import packaged_recipes
 
     return [name for name in packaged_recipes() if name.startswith(incomplete)]
@@ -158,7 +158,7 @@ def generate(
 @declared
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReportSettings(ShownPart):
-    """Settings of `omniges evaluate` for its report: format, files and the part of each clip to show."""
+    """Settings of `omniges evaluate` for its report: format, files and the time range of each clip to show."""
 
     show_start_s: float = show_start_option("the clips of the page")
     show_seconds: float | None = show_seconds_option("the clips of the page")

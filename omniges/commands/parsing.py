@@ -67,11 +67,11 @@ class Command(TyperCommand):
         """Parse a command line.
 
         Args:
-            ctx: Typer's context.
-            args: The arguments.
+            ctx: Typer's context, which stores the parsed values.
+            args: The command line after the command's name.
 
         Returns:
-            The remaining arguments.
+            The arguments that belong to no option or parameter of the command.
 
         Raises:
             UsageFault: Options are unknown; the error names all of them.
@@ -129,7 +129,7 @@ def _print_help(command: Any, ctx: Any, commands: Sequence[tuple[list[str], str]
     """Print help at the width of the terminal.
 
     Args:
-        command: The command or group.
+        command: Command or group to describe.
         ctx: Typer's context of the command.
         commands: Name and purpose of each command in a group.
     """

@@ -4,8 +4,8 @@ Processes that load batches compute the arrays without torch. The vectors are co
 creates; only this method imports torch. docs/explanation/model.md, "Condition streams", explains how the model uses the
 vector.
 
-Shape letters: B batch, W width of the tokens in the model's transformer. A window is a part of a recording, in ticks of
-0.1 s.
+A window is a range of a recording, a whole number of ticks of 0.1 s. Shape letters: B batch, W width of the tokens in
+the model's transformer, ``*shape`` all sizes in `ConditionStream.shape`.
 """
 
 from __future__ import annotations
@@ -124,8 +124,8 @@ def labels_of(labels: Mapping[str, str], speaker: str | None, language: str | No
 
     Args:
         labels: Labels in the metadata of the recording, by name.
-        speaker: Speaker name, or None.
-        language: Language, or None.
+        speaker: Name of the recording's speaker, or None.
+        language: Language of the recording, or None.
 
     Returns:
         Labels by name. Labels without a value are left out.
@@ -225,7 +225,8 @@ def window_value(stream: ConditionStream, recording: Recording, first_tick: int,
         Array (*shape) of the declared type, or None if the recording has no value.
 
     Raises:
-        EnvironmentFault: The stream's code fails, or returns an array of another shape or type.
+        EnvironmentFault: A method of the stream raises an exception that is not an OmnigesError, or returns an array
+            of another shape or type.
     """
     if not recording.contents.keys() >= set(stream.reads):
         return None
@@ -246,7 +247,8 @@ def parsed_value(stream: ConditionStream, value: Any) -> Array | None:
 
     Raises:
         UsageFault: The value is unknown, or contains NaN or infinity.
-        EnvironmentFault: The stream's code fails, or returns an array of another shape or type.
+        EnvironmentFault: A method of the stream raises an exception that is not an OmnigesError, or returns an array
+            of another shape or type.
     """
     if value is None or (isinstance(value, str) and value == ABSENT):
         return None

@@ -55,7 +55,7 @@ def find_stream(name: str, origin: str) -> type[ConditionStream]:
 
 
 def load_class(path: str) -> Any:
-    """Import and return the class that ``module:Class`` names."""
+    """Import a class and return it; `path` is ``module:Class``, or ``module:Outer.Class`` for a nested class."""
     module, _, name = path.partition(":")
     found: Any = importlib.import_module(module)
     for part in name.split("."):

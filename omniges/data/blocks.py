@@ -81,12 +81,12 @@ def new_memory(name: str, size: int) -> int:
 
 
 def map_memory(descriptor: int, size: int, offset: int = 0) -> mmap.mmap:
-    """Map a part of shared memory for reading and writing. The part stays mapped until no array uses it.
+    """Map a byte range of shared memory for reading and writing. It stays mapped until no array uses it.
 
     Args:
         descriptor: File descriptor of the memory.
-        size: Size of the part in bytes.
-        offset: Offset of the part in the memory, in bytes.
+        size: Length of the range in bytes.
+        offset: Start of the range in the memory, in bytes.
 
     Returns:
         The mapped memory.
@@ -107,11 +107,11 @@ def place_arrays(block: npt.NDArray[np.uint8], places: Sequence[ArrayPlace]) -> 
     """Return the arrays of a block by name, as views that keep a reference to the block.
 
     Args:
-        block: The block (bytes,).
+        block: All bytes of the block (bytes,).
         places: Layout of the arrays, from `layout_of`.
 
     Returns:
-        Arrays by name.
+        Views by name, with the dtypes and shapes of the layout.
     """
     views = {}
     for name, dtype, shape, offset in places:
@@ -125,7 +125,7 @@ def share_arrays(name: str, arrays: Mapping[str, npt.NDArray[Any]]) -> tuple[int
 
     Args:
         name: Name of the memory in /proc.
-        arrays: Arrays by name.
+        arrays: Arrays to copy, by name.
 
     Returns:
         The file descriptor, the layout of the arrays, and the size in bytes.

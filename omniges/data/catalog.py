@@ -97,13 +97,13 @@ class Filters:
         return found
 
     def pass_streams(self, present: npt.NDArray[np.uint8]) -> npt.NDArray[np.bool_]:
-        """Return a mask (N,) of the clips that pass the filter `streams`.
+        """Return which of N clips pass the filter `streams`.
 
         Args:
             present: Parts that each clip has, as bit masks (N,) of `STREAM_PARTS`.
 
         Returns:
-            Mask (N,); all True if the filter `streams` is empty.
+            Mask (N,), True for clips that pass; all True if the filter `streams` is empty.
         """
         passed = np.full(len(present), not self.streams)
         for names in self.streams:
@@ -129,14 +129,14 @@ class ClipTable:
     shard_bytes: npt.NDArray[np.int64]  # (K,)
 
     def arrays(self) -> dict[str, npt.NDArray[Any]]:
-        """Return the arrays of this table by field name."""
+        """Return all arrays of this table by field name, to share them with other processes."""
         return {field.name: getattr(self, field.name) for field in fields(self)}
 
     def __len__(self) -> int:
         return len(self.keys)
 
     def key(self, sample: int) -> str:
-        """Return the key of a clip."""
+        """Return the key of a clip, given its index in the table."""
         return bytes(self.keys[sample]).decode()
 
     def keys_of(self, samples: npt.NDArray[np.int64]) -> list[str]:
@@ -144,7 +144,7 @@ class ClipTable:
         return [key.decode() for key in self.keys[samples].tolist()]
 
     def shard_name(self, shard: int) -> str:
-        """Return the file name of a shard."""
+        """Return the file name of a shard, given its index in the table."""
         return bytes(self.shard_names[shard]).decode()
 
 
@@ -309,7 +309,7 @@ def _content_hash(
 
 
 def _latents(folder: Path, dataset: dict[str, Any]) -> dict[str, Any]:
-    """Return the content of latents.json."""
+    """Parse latents.json in a shard folder; `dataset` contains the file's expected checksum."""
     return parse_document(read_beside(folder, LATENTS_FILE, dataset), str(folder / LATENTS_FILE))
 
 
@@ -317,7 +317,10 @@ _STREAM_OF: Final = {"mel.npy": "audio", "gesture.npy": "gesture", "words.json":
 
 
 def _entries(folder: Path, dataset: dict[str, Any], codecs: Mapping[str, str]) -> dict[str, CodecEntry]:
-    """Return the entries of the chosen codecs, by stream."""
+    """Return the entries of the chosen codecs, by stream.
+
+    Raises UsageFault if the shards have no latents of a codec, or if its latents are of another stream.
+    """
     there = read_entries(dataset)
     for stream, name in codecs.items():
         if name not in there:
@@ -402,7 +405,10 @@ def _table(
 
 
 def _check(folder: Path, table: ClipTable) -> None:
-    """Raise DataError if lengths or byte ranges are inconsistent or a key occurs twice; readers do not check them."""
+    """Raise DataError if lengths or byte ranges are inconsistent, or if a key occurs twice.
+
+    Readers use these values without a check.
+    """
     mel_frames = table.frames * MEL_FRAMES_PER_TICK // FRAMES_PER_TICK
     lengths = (table.mel_frames == mel_frames) & (table.ticks == table.frames // FRAMES_PER_TICK)
     ends = table.offsets + table.sizes
@@ -430,14 +436,14 @@ def column(values: Sequence[str | None]) -> LabelColumn:
 
 
 def among(values: LabelColumn, wanted: Collection[str]) -> Bools:
-    """Return a mask of the rows whose text is one of the wanted texts.
+    """Return which of N rows have one of the wanted texts.
 
     Args:
-        values: The column.
-        wanted: The texts.
+        values: The text of each row, as a `LabelColumn`.
+        wanted: Texts to look for.
 
     Returns:
-        Mask (N,) of the rows.
+        Mask (N,), True for rows with a wanted text.
     """
     names, codes = values
     return np.isin(codes, [number for number, name in enumerate(names) if name in wanted])
@@ -452,15 +458,15 @@ def keep_labelled(
         folder: Folder of the shards, for the error.
         left: Mask (N,) of the rows that pass earlier filters.
         name: Name of the column, for the error.
-        values: The column.
+        values: The text of each row in this column, as a `LabelColumn`.
         wanted: Accepted texts; empty: all rows pass.
         also: Mask (N,) of rows that pass this filter regardless of their text; None: no rows.
 
     Returns:
-        Mask (N,) of the rows.
+        Mask (N,), True for rows that pass this filter and the earlier filters.
 
     Raises:
-        UsageFault: No row is left.
+        UsageFault: `wanted` is not empty, and no row passes.
     """
     if not wanted:
         return left
@@ -490,10 +496,10 @@ def keep_lengths(
         max_seconds: Maximum length in seconds; None: no limit.
 
     Returns:
-        Mask (N,) of the rows.
+        Mask (N,), True for rows that pass this filter and the earlier filters.
 
     Raises:
-        UsageFault: No row is left.
+        UsageFault: Rows passed the earlier filters, but the lengths of all these rows are outside the limits.
     """
     longest = float("inf") if max_seconds is None else max_seconds
     found: Bools = left & (seconds >= min_seconds) & (seconds <= longest)

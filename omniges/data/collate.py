@@ -46,7 +46,7 @@ def training_facts(catalogs: Sequence[Catalog], statistics: Mapping[str, Any]) -
     """Return the label values and statistics of the training set, from which condition streams are created.
 
     Args:
-        catalogs: Catalogues with the labels.
+        catalogs: Catalogues of the training set, with the labels of their clips.
         statistics: Content of stats.json.
 
     Returns:
@@ -112,9 +112,9 @@ class ConditionReader:
 
         Args:
             arrays: Arrays of the block by name: ``condition.NAME`` and ``known.NAME`` for each condition stream.
-            row: Row of the block.
-            source: Index of the folder.
-            sample: Index of the clip.
+            row: Index of the row in the block.
+            source: Index of the shard folder that contains the clip.
+            sample: Index of the clip in the folder's catalogue.
             start: First tick of the window.
             ticks: Length of the window in ticks.
 
@@ -170,9 +170,9 @@ class _TokenCache:
         """Return the text tokens of a clip, one for each tick.
 
         Args:
-            number: Index of the folder.
-            reader: Reader of the folder.
-            sample: Index of the clip.
+            number: Index of the shard folder that contains the clip.
+            reader: Reader of this folder.
+            sample: Index of the clip in the folder's catalogue.
 
         Returns:
             Token ids (clip ticks,).
@@ -299,10 +299,10 @@ def make_setup(
     tokenizer: bytes,
     conditions: Mapping[str, ConditionStream] = MappingProxyType({}),
 ) -> tuple[dict[str, Any], dict[str, npt.NDArray[Any]]]:
-    """Return the arguments of `make_collator`.
+    """Describe a collator by a JSON document and arrays, from which `make_collator` creates it in any process.
 
     Args:
-        data: Shard sets.
+        data: Shard sets to read, with their weights.
         sequencing: Order of the windows.
         verify: ``first``: check the sha256 of each member before its first use; ``never``: do not check it.
         stride: Distance between the first positions of successive blocks of one process.
@@ -311,7 +311,7 @@ def make_setup(
         conditions: Condition streams by name.
 
     Returns:
-        A JSON document, and arrays by name.
+        The JSON document, and the arrays by name: the first two arguments of `make_collator`.
     """
     document = {
         "sources": [source.shard_source().specification() for source in data],

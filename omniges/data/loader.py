@@ -110,7 +110,7 @@ class BatchLoader:
         """Prepare the loader; workers start with the first batch.
 
         Args:
-            data: Shard sets.
+            data: Shard sets to read, with their weights.
             sequencing: Order of the windows.
             share: Positions that this rank reads.
             settings: Settings that change only the speed.
@@ -346,7 +346,7 @@ class BatchLoader:
         )
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the state as a JSON object. Its position does not count batches that workers have read ahead."""
+        """Return the loader's state as a JSON object. The position in it excludes batches that workers read ahead."""
         return make_state(self._data, self._sequencing, self._position, self._share.global_batch)
 
     def load_state_dict(self, state: Mapping[str, Any]) -> Resumed:
@@ -359,8 +359,8 @@ class BatchLoader:
             The position, and a warning if the global batch size differs from the batch size in the saved state.
 
         Raises:
-            UsageFault: The saved state has another sequence of windows than this loader. The error lists every
-                difference.
+            UsageFault: The state was saved for another sequence of windows than that of this loader. The error lists
+                all differences of settings and shards.
             DataError: The state is not valid.
         """
         resumed = resume(self.state_dict(), state)
@@ -387,7 +387,7 @@ class BatchLoader:
 
 
 def _end_workers(workers: list[Worker]) -> None:
-    """Ask all workers to exit, then wait for each."""
+    """Ask all workers to exit, wait for each of them, and empty the list."""
     for worker in workers:
         worker.close_input()
     while workers:

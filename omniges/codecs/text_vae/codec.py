@@ -13,6 +13,8 @@ The files are inside a checkpoint of OmniFlow, or in the text VAE's own folder:
 
 OmniFlow's checkpoints have no T5 tokenizer. Use the tokenizer of flan-T5-large: copy it to this path, or give its
 folder as `t5_tokenizer`.
+
+Shape letters: B texts, N latents of a text, V width of a latent.
 """
 
 from __future__ import annotations
@@ -139,8 +141,8 @@ class EncodedTexts:
 class TextCodec:
     """Codec of texts: a text VAE with its tokenizers.
 
-    The codec is not a torch module. Therefore, a model that contains the codec does not train the codec's weights. It
-    saves them neither in checkpoints nor in EMA weights.
+    The codec is not a torch module. Therefore, if a model contains the codec, the codec's weights are not trained, and
+    the model's checkpoints and EMA weights do not contain them.
     """
 
     def __init__(self, vae: TextVae, t5_tokens: T5Tokens, llama_tokens: LlamaTokens) -> None:
@@ -161,7 +163,7 @@ class TextCodec:
         needed.
 
         Args:
-            folder: The checkpoint or the folder.
+            folder: Folder of the checkpoint or of the text VAE.
             t5_tokenizer: Folder of T5's tokenizer, if `folder` does not contain it.
             ends: Directions that are needed, encoding or decoding.
 
@@ -342,7 +344,7 @@ def load(folder: Path, loading: Loading) -> TextWindows:
     """Load the codec from a checkpoint of OmniFlow or a text VAE's own folder.
 
     Args:
-        folder: The checkpoint or the folder.
+        folder: Folder of the checkpoint or of the text VAE.
         loading: Device, directions and T5 tokenizer.
 
     Returns:

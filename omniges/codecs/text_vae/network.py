@@ -258,7 +258,7 @@ def standardised(features: Tensor) -> Tensor:
 def token_losses(logits: Tensor, labels: Tensor) -> Tensor:
     """Return the cross-entropy of each token after the first; 0 where the label is −100 (`IGNORED`).
 
-    The loss of a batch is the sum divided by the number of labels that are not ignored.
+    The loss of a batch is the sum of these losses, divided by the number of labels that are not −100.
 
     Args:
         logits: Logits (B, L, W).
