@@ -78,7 +78,7 @@ def needs(extra: str, user: str) -> Iterator[None]:
     """Convert a failed import to an EnvironmentFault that names the optional dependencies to install.
 
     Args:
-        extra: Name of the optional dependencies of omniges.
+        extra: Name of the optional dependencies, as in ``pip install 'omniges[EXTRA]'``.
         user: Name of the feature that needs the packages, for the error.
 
     Yields:
@@ -446,7 +446,7 @@ class Problem:
 
     @property
     def severity(self) -> Severity:
-        """Severity of the code: ``rejected`` or ``note``."""
+        """Severity of the finding code: ``rejected`` or ``note``."""
         return CODES[self.code].severity
 
 
@@ -462,12 +462,12 @@ class Finding:
 
     @property
     def sort_key(self) -> tuple[str, ...]:
-        """Key that orders a report by recording, severity, code, file and text."""
+        """Sort key for a report, which lists findings by recording, severity, finding code, file and text."""
         p = self.problem
         return (self.stem or "", p.severity, p.code, self.file or "", p.found, p.expected)
 
     def as_json(self) -> dict[str, Any]:
-        """Return the finding as one line of report.jsonl."""
+        """Return the finding as a JSON object, which is one line of report.jsonl."""
         info = CODES[self.problem.code]
         return {
             "code": self.problem.code,
@@ -482,7 +482,7 @@ class Finding:
 
     @classmethod
     def from_json(cls, row: dict[str, Any]) -> Finding:
-        """Return a finding from a line of report.jsonl; the inverse of `as_json`."""
+        """Build a finding from the JSON object of a line of report.jsonl; the inverse of `as_json`."""
         return cls(Problem(row["code"], row["found"], row["expected"]), row["stem"], row["file"])
 
 
@@ -499,7 +499,7 @@ class RecordingFault(Exception):
         The remedy in the error does not name options of preprocess, because other commands do not have these options.
 
         Args:
-            path: The file.
+            path: Path of the file that cannot be used.
 
         Returns:
             The error, for the caller to raise.

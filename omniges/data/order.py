@@ -92,15 +92,15 @@ def text_hashes(texts: npt.NDArray[np.bytes_]) -> U64:
 def permuted(indices: I64, size: int, seed: int, epochs: I64 | int) -> I64:
     """Permute indices by a permutation of range(size) that depends on seed and epoch.
 
-    The permutation is an alternating Feistel network (Black and Rogaway 2002) over a × b numbers, a · b ≥ size. Results
-    of `size` or more are permuted again (cycle walking). Two indices never give the same result, because the network is
-    bijective for any round function.
+    The permutation is an alternating Feistel network (Black and Rogaway 2002) of the numbers from 0 to
+    a · b − 1, with a · b ≥ `size`. A result of `size` or more is permuted again until it is below `size` (cycle
+    walking). Two indices never give the same result, because the network is bijective for any round function.
 
     Args:
-        indices: Indices (P,).
-        size: Number of elements.
-        seed: Seed of the permutations.
-        epochs: Epochs (P,), or one epoch for all indices.
+        indices: P indices (P,), from 0 to `size` − 1.
+        size: Number of values that the permutation reorders.
+        seed: Seed of the order of windows.
+        epochs: Epoch of each index (P,), or one epoch for all indices.
 
     Returns:
         Permuted indices (P,).
@@ -122,7 +122,7 @@ def permuted(indices: I64, size: int, seed: int, epochs: I64 | int) -> I64:
 
 
 def window_starts(counts: I64, slack: I64, places: I64, clip_hashes: U64, window_ticks: int) -> I64:
-    """Return the first ticks of P windows at random positions in their clips.
+    """Return the first ticks of P windows, each at a random place in its clip.
 
     Each window of a clip has a random number from 0 to `slack`. Window k starts at k · `window_ticks` plus the k-th
     smallest of these numbers, k from 0. So windows are disjoint.
@@ -131,7 +131,7 @@ def window_starts(counts: I64, slack: I64, places: I64, clip_hashes: U64, window
         counts: For each window, the number of windows in its clip (P,).
         slack: For each window, the number of ticks of its clip that no window covers (P,).
         places: Index k of each window in its clip (P,).
-        clip_hashes: Hashes (P,) of seed, epoch and the clip's key.
+        clip_hashes: For each window, a hash of the seed, the epoch and the key of its clip (P,).
         window_ticks: Length of a window in ticks.
 
     Returns:
@@ -174,8 +174,8 @@ class ClipOrder:
         """Prepare the order; clips shorter than a window are left out.
 
         Args:
-            ticks: Lengths (N,) of clips in ticks.
-            key_hashes: Hashes (N,) of the clips' keys.
+            ticks: Lengths in ticks (N,) of the N clips.
+            key_hashes: Hashes of the keys of the clips (N,).
             window_ticks: Length of a window in ticks, a multiple of `multiple`.
             seed: Seed of the order.
             shuffle: True: an endless shuffled order. False: one pass in key order.
@@ -238,10 +238,10 @@ def mixture_pattern(weights: Sequence[float]) -> I64:
     equal, the source with the lower index comes first.
 
     Args:
-        weights: Weights of the sources.
+        weights: Weight of each source, a positive number.
 
     Returns:
-        Index of the source of each position (PERIOD,).
+        Index of the source to which each position is assigned (PERIOD,).
 
     Raises:
         UsageFault: A weight is not a positive finite number, or the number of weights is 0 or above PERIOD.
@@ -304,7 +304,8 @@ class Mixture:
 class RankShare:
     """The positions that one rank reads.
 
-    In step k, all ranks together read the positions from kG to (k+1)G − 1, with G = ranks · batch size · accumulation.
+    A step consists of `accumulation` micro-steps. In a micro-step, each rank reads `batch_size` positions. In step k,
+    all ranks together read the positions from kG to (k+1)G − 1, with G = ranks · batch size · accumulation.
     """
 
     rank: int = 0

@@ -80,7 +80,7 @@ class CacheSettings:
 
 
 class RemoteShards:
-    """A remote shard set: `folder` contains the small files, and `open` opens shards. Safe for any number of threads.
+    """A remote shard set: `folder` contains the small files, and `open` opens shards. Threads may share an instance.
 
     `open_location` creates an instance, and `open_specification` creates one in another process. A forked process
     must not use the instances of its parent process.
@@ -194,7 +194,7 @@ class RemoteShards:
         }
 
     def close(self) -> None:
-        """Stop downloads and release the small files."""
+        """Stop downloads, and allow the cache to evict the small files."""
         self._ahead.close()
         while self._kept:
             self._kept.pop().close()
@@ -274,12 +274,12 @@ def open_location(
     The small files of a remote folder are downloaded immediately. A shard is downloaded when it is needed.
 
     Args:
-        location: The location.
-        settings: Settings of the cache, required for remote shards.
+        location: Location of the folder, parsed from a path or URL.
+        settings: Settings of the cache, required for a remote folder.
         splits: Splits whose shards will be opened. The cache must have space for the largest of these shards.
 
     Returns:
-        The shards.
+        An object that opens the shards by name.
 
     Raises:
         UsageFault: A URL is given without a cache, or the cache is too small for the largest shard.
@@ -341,13 +341,13 @@ def _too_small(settings: CacheSettings, minimum: int, name: str) -> UsageFault:
 
 
 def dataset_bytes(store: Store) -> bytes:
-    """Download dataset.json, and check its content against the checksum in the file; other fields are not checked.
+    """Download dataset.json, and compare its content with the checksum in it; no other field is checked.
 
     Args:
-        store: Store of the location.
+        store: Open store of the folder that contains the file.
 
     Returns:
-        The content.
+        Bytes of the file.
 
     Raises:
         EnvironmentFault: The file is too large or cannot be downloaded.

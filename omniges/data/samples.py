@@ -123,7 +123,7 @@ class ShardReader(ShardFolder):
             member: Name of the member.
 
         Returns:
-            The bytes.
+            Content of the member.
         """
         name = row.key, member
         data = self.read_member(row, member, check=self.verify == "first" and name not in self._checked)
@@ -131,11 +131,11 @@ class ShardReader(ShardFolder):
         return data
 
     def timed_words(self, row: ManifestRow) -> tuple[Word, ...]:
-        """Return the words of a sample; raise DataError if the member is not a list of words."""
+        """Return the words of a sample; raise DataError if the stored words are not a valid list of words."""
         return tuple(Word(one["word"], float(one["start"]), float(one["end"])) for one in self.words(row))
 
     def spans(self, row: ManifestRow) -> tuple[Span, ...] | None:
-        """Return the annotated gestures of a sample, or None without annotation; raise DataError if it is invalid."""
+        """Return a sample's annotated gestures, or None without annotation; raise DataError for invalid annotation."""
         spans = self.semantic(row)
         if spans is None:
             return None
@@ -201,7 +201,7 @@ class ShardSet:
 
         Args:
             split: ``train``, ``val``, ``test`` or ``additional``.
-            speakers: Names or ids.
+            speakers: Names or ids of speakers.
             languages: Names of languages, such as ``english``.
             labels: Accepted values by label: ``{"emotion": ("happiness", "anger")}``.
             min_seconds: Minimum length of a sample in seconds.
@@ -269,7 +269,10 @@ class ShardSet:
         return name in self._numbers
 
     def row(self, name: int | str) -> ManifestRow:
-        """Return the manifest row of a sample; raise UsageFault for an unknown name, IndexError for a wrong number."""
+        """Return the manifest row of a sample; raise UsageFault for an unknown name, IndexError for a wrong number.
+
+        A name is a key or a stem.
+        """
         if isinstance(name, str):
             if name not in self._numbers:
                 raise UsageFault(
@@ -369,7 +372,7 @@ def open_shards(  # noqa: PLR0913 - filters, all by keyword
     Args:
         folder: A shard folder, written by ``omniges preprocess`` or `write_shards`.
         split: ``train``, ``val``, ``test`` or ``additional``; None: all splits.
-        speakers: Names or ids; empty: all.
+        speakers: Names or ids of speakers; empty: all.
         languages: Names of languages, such as ``english``; empty: all.
         labels: Accepted values by label: ``{"emotion": ("happiness", "anger")}``.
         min_seconds: Minimum length of a sample in seconds.

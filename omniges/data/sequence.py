@@ -40,7 +40,7 @@ class DataSource:
     shards: ShardSource | None = None  # None: the shards are in the catalogue's folder
 
     def shard_source(self) -> ShardSource:
-        """Return `shards` or, by default, a source that opens the files in the catalogue's folder."""
+        """Return `shards`; if it has the value None, return a source that opens files in the catalogue's folder."""
         return self.shards or LocalShards(self.catalog.folder)
 
 
@@ -81,11 +81,11 @@ def make_order(data: Sequence[DataSource], sequencing: Sequencing) -> Mixture:
     """Return the order of the folders' windows.
 
     Args:
-        data: The folders.
+        data: The folders, with their clips and weights.
         sequencing: Settings of the sequence.
 
     Returns:
-        The order.
+        The order of the windows of all folders.
 
     Raises:
         UsageFault: There is no window, or the folders have latents of different codecs.
@@ -104,7 +104,7 @@ def order_of(tables: Sequence[ClipTable], weights: Sequence[float], sequencing: 
         tracks: The array of each stream: features, or latents of a codec.
 
     Returns:
-        The order.
+        The order of the windows of all folders.
 
     Raises:
         UsageFault: All clips of a folder are shorter than a window, a weight is invalid, or the tracks do not allow the
@@ -120,7 +120,7 @@ def order_of(tables: Sequence[ClipTable], weights: Sequence[float], sequencing: 
 
 @dataclass(frozen=True, slots=True)
 class Resumed:
-    """Position at which a loader resumes, and a warning if the global batch size differs."""
+    """Position at which a loader resumes, and a warning if its global batch size differs from the saved size."""
 
     position: int
     note: str | None
@@ -130,13 +130,13 @@ def make_state(data: Sequence[DataSource], sequencing: Sequencing, position: int
     """Return the state of a loader as JSON.
 
     Args:
-        data: The folders.
+        data: The folders, with their clips and weights.
         sequencing: Settings of the sequence.
         position: Number of windows returned so far, summed over all ranks.
         global_batch: Number of windows in a step, summed over all ranks.
 
     Returns:
-        The state.
+        The state as a JSON object.
     """
     return {
         "version": STATE_VERSION,
@@ -174,7 +174,7 @@ class LoaderState:
             document: The state as a JSON object.
 
         Returns:
-            The state.
+            The parsed state.
 
         Raises:
             DataError: A field is unknown, absent, of another type or out of range, or a list does not have exactly one
@@ -197,15 +197,15 @@ class LoaderState:
 def resume(own: Mapping[str, Any], saved: Mapping[str, Any]) -> Resumed:
     """Check that a saved state describes the windows of this loader, and return the position at which to resume.
 
-    The manifest may differ if all content that batches read is the same. For example, latents of another codec may
-    have been added.
+    The manifest of a folder may differ from the manifest at the time of saving, if the content that batches read is
+    unchanged. For example, latents of another codec may have been added.
 
     Args:
         own: State of this loader.
-        saved: State of the checkpoint.
+        saved: State of the loader in the checkpoint.
 
     Returns:
-        The position, and a warning if the global batch size differs.
+        The position, and a warning if the global batch size of this loader differs from the saved size.
 
     Raises:
         UsageFault: The saved sequence differs from the sequence of this loader; the error lists every difference.

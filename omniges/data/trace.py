@@ -33,7 +33,8 @@ def trace(settings: TraceSettings) -> Iterator[dict[str, Any]]:
         values are float32; both are little-endian.
 
     Raises:
-        UsageFault: The folder does not exist or lacks the requested clips or latents, or the step is too large.
+        UsageFault: The folder does not exist or lacks the requested clips or latents, or the first step is too large;
+            then the error states the limit.
         DataError: The shards are damaged.
     """
     share = RankShare(rank=settings.rank, world_size=settings.world_size, batch_size=settings.batch_size)

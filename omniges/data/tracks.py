@@ -149,7 +149,7 @@ PLAIN_TRACKS: Final = Tracks(PlainArray("gesture.npy", LAYOUT.channels), PlainAr
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Scale:
-    """Mean (C,) and divisor (C,) of one stream, float32."""
+    """Mean (C,) and divisor (C,) of the C channels of one stream, float32."""
 
     mean: F32
     divisor: F32
@@ -165,7 +165,7 @@ class Scale:
             source: Path of the file, for errors.
 
         Returns:
-            Mean and divisor (C,).
+            Mean (C,) and divisor (C,) of the channels.
 
         Raises:
             UsageFault: No sample contributed to the statistics.
@@ -203,8 +203,8 @@ class Scale:
         Call this method on a result of `tiled`. With a scale for a single row, numpy takes 1.5 times as long.
 
         Args:
-            values: Values (n,) of complete rows, flattened.
-            out: Array (n,) for the result.
+            values: Values of complete rows, flattened (rows · channels,).
+            out: Array (rows · channels,) for the result.
         """
         length = len(self.mean)
         if len(values) == length:

@@ -81,9 +81,9 @@ def webdataset(
             sample["__key__"], sample["gesture.npy"].shape, sample["words.txt"], sample["json"]["labels"]
 
     A sample is a dictionary with ``__key__``, ``__url__`` and its members, such as ``gesture.npy``. Each shard is read
-    by one worker of one node, so do not give the ``DataLoader`` a sampler. Use at least as many shards as processes,
-    because a process without a shard yields nothing. Call ``.map``, ``.to_tuple``, ``.batched`` and other methods of
-    webdataset on the result to add further stages.
+    by one worker of one node, so do not give the ``DataLoader`` a sampler. The number of shards must be at least the
+    number of processes, because a process without a shard yields nothing. Call ``.map``, ``.to_tuple``, ``.batched``
+    and other methods of webdataset on the result to add further stages.
 
     Args:
         source: A folder of shards, as a path or URL, or one or several tar files. A tar file is a path, a URL of any
@@ -228,7 +228,7 @@ def _plans(rows: Sequence[ManifestRow]) -> dict[str, list[ManifestRow]]:
 def _samples(
     shards: Iterable[Mapping[str, str]], plans: Mapping[str, Sequence[ManifestRow]] | None
 ) -> Iterator[dict[str, Any]]:
-    """Yield the samples of all shards, with each member as bytes; refuse a repeated sample."""
+    """Yield the samples of all shards as dictionaries, with each member as bytes; refuse a key that occurs twice."""
     seen: dict[str, str] = {}
     for shard in shards:
         address = shard["url"]
@@ -252,8 +252,8 @@ class _Member:
 def _opened(address: str, shown: str) -> Iterator[ByteStream]:
     """Open an address and yield its byte stream.
 
-    If the command of a pipe fails, its shard may be truncated too. The error then reports the command's exit status and
-    not the truncation.
+    If the command of a pipe fails, the shard that it writes may be truncated. The error then reports the exit status of
+    the command and not the truncation.
     """
     if address == "-":
         yield sys.stdin.buffer
@@ -339,7 +339,7 @@ class _Walk:
 
         Args:
             position: Offset of the byte.
-            what: Expected and found content.
+            what: Text that says what was expected and what was found.
 
         Returns:
             The error.
@@ -364,7 +364,7 @@ class _Walk:
 def _grouped(
     walk: _Walk, plans: Mapping[str, Sequence[ManifestRow]] | None
 ) -> Iterator[tuple[str, dict[str, _Member]]]:
-    """Yield the key and members of each complete sample of a shard; compare them with `plans`, if given.
+    """Yield the key and members of each complete sample of a shard; if `plans` is given, compare them with it.
 
     `plans` contains the manifest rows of each shard, as `_plans` returns them.
     """
@@ -385,7 +385,7 @@ def _grouped(
 
 
 def _complete_samples(walk: _Walk) -> Iterator[tuple[str, dict[str, _Member]]]:
-    """Yield the key and members of each sample; check that they are complete and in the contract's order."""
+    """Yield the key and members of each sample; refuse missing members, and members not in the contract's order."""
     # Key and members of the first sample. In version 2, all samples of a set have the same members.
     first: tuple[str, tuple[str, ...]] | None = None
     for key, run in groupby(walk.members(), key=itemgetter(0)):

@@ -78,11 +78,11 @@ class ShardFile:
         """Fill an array with bytes of the shard.
 
         Args:
-            values: The array.
-            start: First byte in the shard.
+            values: The array to fill; its size in bytes is the number of bytes to read.
+            start: Offset in the shard of the first byte to read.
 
         Raises:
-            DataError: The shard ends before the range does.
+            DataError: The shard ends before the array is full.
             EnvironmentFault: The shard cannot be read.
         """
         with os_errors(Path(self._shown), "read"):
@@ -309,7 +309,15 @@ class ClipReader:
             self._blank(present, gesture, audio)
 
     def _blank(self, present: int, gesture: F32, audio: F32) -> None:
-        """Write 0 for absent parts; for latents, in the complete stream if it is absent."""
+        """Write 0 to the channels of the parts that a clip lacks.
+
+        In latents, no channel belongs to a single part. So latents are set to 0 only if the complete stream is absent.
+
+        Args:
+            present: Bit mask of the parts that the clip has.
+            gesture: Flattened gesture (rows · channels,) of a window.
+            audio: Flattened audio (rows · channels,) of the window.
+        """
         rows = gesture.reshape(-1, self._tracks.gesture_channels)
         if not present & STREAM_BITS["gesture"]:
             rows[:] = 0.0
@@ -328,7 +336,7 @@ class ClipReader:
             ticks: Length of the window in ticks.
             scale: Mean and divisor of the channels. Reading is faster if `Scale.tiled` has repeated them for several
                 vectors.
-            out: Array (latents · channels,) to fill.
+            out: Flattened array (vectors · channels,) to fill. A vector is one of the latents of a window's text.
 
         Raises:
             DataError: The shard differs from the manifest.
@@ -341,7 +349,7 @@ class ClipReader:
             out[:] = 0.0
 
     def prefetch(self, samples: npt.NDArray[np.int64]) -> None:
-        """Ask the source to prefetch the shards of the given clips (k,), in this order; skip shards that are open."""
+        """Ask the source to prefetch the shards of clips in the order of the clip indices (k,); skip open shards."""
         shards = dict.fromkeys(self.table.shard[samples].tolist())
         wanted = [name for name, _ in map(self._shards.__getitem__, shards) if name not in self.maps]
         if wanted:
@@ -368,7 +376,7 @@ class ClipReader:
             mapped.madvise(mmap.MADV_WILLNEED, start, min(first + size, len(mapped)) - start)
 
     def words(self, sample: int) -> list[dict[str, Any]]:
-        """Return the words of a clip, or [] if it has no text; raise DataError if the member is not a list of words."""
+        """Return the words of a clip, or [] without text; raise DataError if the stored words are not a valid list."""
         if not self.table.present[sample] & STREAM_BITS["text"]:
             return []
         mapped = self._map(sample).content
@@ -400,7 +408,7 @@ class ClipReader:
         return found
 
     def _data_start(self, mapped: Ranges, sample: int, member: int) -> int:
-        """Return the byte offset of a member's array data in the shard. The first call checks header and digest."""
+        """Return the byte offset of a member's array data in the shard; check header and digest at the first use."""
         offset = int(self.table.offsets[sample, member])
         known = int(self._marks.data_starts[sample, member])
         if known:

@@ -297,11 +297,11 @@ class WindowDataset(Dataset[dict[str, Any]]):
         window_ticks: Length of a window, in ticks of 0.1 s.
         stride_ticks: Distance between the starts of windows in ticks; None: `window_ticks`.
         split: ``train``, ``val``, ``test`` or ``additional``; None: all splits.
-        arrays: Names from the second table.
+        arrays: Fields of an item to return, by their names in the second table.
         normalized: True: values are (x − mean) / std, with the statistics of the train split in stats.json. False:
             values are as stored in the shards. Shards of version 1 contain no statistics of jaw_eyes. For such shards,
             the statistics are computed from the train split when the dataset is created.
-        speakers: Names or ids; empty: all.
+        speakers: Names or ids of speakers; empty: all.
         languages: Names of languages, such as ``english``; empty: all.
         labels: Accepted values by label: ``{"emotion": ("happiness", "anger")}``.
         min_seconds: Minimum length of a clip in seconds.
@@ -440,7 +440,7 @@ class WindowDataset(Dataset[dict[str, Any]]):
             items: Items of a `WindowDataset`.
 
         Returns:
-            Tensors (B, …), lists, or dictionaries of these, by field.
+            For each field, a tensor (B, …) for the B items, a list, or a dictionary of these.
         """
         ready: dict[str, Any] = {}
         if isinstance(items, _Items) and get_worker_info() is not None:
@@ -458,7 +458,7 @@ class WindowDataset(Dataset[dict[str, Any]]):
         return {name: ready[name] if name in ready else others[name] for name in items[0]}
 
     def _shared_batch(self, indices: Sequence[int]) -> tuple[dict[str, torch.Tensor], list[dict[str, Any]]]:
-        """Return the arrays (B, …) of a batch, in shared memory, and the items of the batch.
+        """Return the arrays (B, …) of a batch of B windows, in shared memory, and the items of the batch.
 
         The items contain arrays too, but do not use these arrays: all items share them, so they contain the values of
         the last item.
@@ -481,7 +481,7 @@ class WindowDataset(Dataset[dict[str, Any]]):
         )
 
     def _usable(self, required: set[str]) -> tuple[list[ManifestRow], dict[str, int]]:
-        """Return the clips that can be used, and the numbers of clips that are too short or lack a required part."""
+        """Return the clips that can be used, and how many cannot, by reason: too short, or without a required part."""
         long_enough = [row for row in self.shards.rows if row.ticks >= self.window_ticks]
         usable = [row for row in long_enough if required <= set(row.present)]
         left_out = {

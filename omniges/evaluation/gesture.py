@@ -200,7 +200,7 @@ class _Scorer:
             self._add_face(key, recording.body, generated, recorded, other)
 
     def _add_alone(self, result: scores.Result, row: scores.Row, motion: ClipMotion, joints: F64, body: Body) -> None:
-        """Add the scores that need no second motion; `row` says whether `motion` is generated or recorded."""
+        """Add the metrics that read one motion only; `row` says whether this motion is generated or recorded."""
         placed = body.joints(motion.poses, motion.trans)
         key = result.key
         self._values("L1 diversity", row).add(key, lambda: gesture.l1_diversity(joints))
@@ -252,9 +252,9 @@ class _Scorer:
     ) -> None:
         """Add the face metrics of a result, computed on the body of `person`.
 
-        For the generated row, the result is compared with `recorded`. For the shuffled row, the result is compared with
-        `other`, the motion of another recording. Without `other`, the shuffled row gets no value: there is no other
-        recording, or the chosen recording has no face.
+        For row ``generated`` of the report, the result is compared with `recorded`. For row ``shuffled``, the result is
+        compared with `other`, the motion of another recording. If `other` has the value None, the result adds no value
+        to row ``shuffled``. The reason is that only one recording exists, or that the other recording has no face.
         """
         others = [recorded] if other is None else [recorded, other.cut(generated.frames)]
         rows: tuple[scores.Row, ...] = ("generated", "shuffled")
@@ -267,9 +267,9 @@ class _Scorer:
     ) -> None:
         """Add the values of registered metrics for a result; `body` determines the joint positions of all motions.
 
-        Registered metrics are defined in scripts or in other packages. For the generated row, the result is compared
-        with `recorded`. For the shuffled row, the result is compared with `other`, the motion of another recording.
-        Without `other`, the shuffled row gets no value.
+        Registered metrics are defined in scripts or in other packages. For row ``generated`` of the report, the
+        result is compared with `recorded`. For row ``shuffled``, the result is compared with `other`, the motion of
+        another recording. If `other` has the value None, the result adds no value to row ``shuffled``.
         """
 
         def clip(motion: ClipMotion) -> MotionClip:
@@ -348,10 +348,10 @@ def lacking_face(generated: ClipMotion, recorded: ClipMotion) -> str | None:
 
 
 def face_sums(person: Person, generated: ClipMotion, others: Sequence[ClipMotion]) -> list[gesture.FaceSums]:
-    """Compare the face of generated motion with the faces of other motions; all are computed on one person's body.
+    """Compare the face of generated motion with the faces of other motions, on one body.
 
     Args:
-        person: Body with vertices.
+        person: Body with vertices, on which all faces are computed.
         generated: Generated motion.
         others: Motions to compare with, at most as long as `generated`. A shorter motion is compared with the first
             frames of `generated`.
@@ -389,9 +389,9 @@ class BeatRows:
 
         Args:
             key: Key of the result's recording.
-            generated: Generated joints (T, 55, 3) in metres.
-            recorded: Recorded joints (T, 55, 3) in metres.
-            samples: Audio of the recording at 16 kHz; None: the recording has no audio.
+            generated: Generated joint positions (T, 55, 3) in metres, for T frames.
+            recorded: Recorded joint positions (T, 55, 3) in metres.
+            samples: Mono audio of the recording at 16 kHz; None: the recording has no audio.
         """
         if samples is None:
             self._without += 1
@@ -446,14 +446,16 @@ class BeatRows:
 
 
 def _common(frames: int, times: F64, beats: tuple[I64, ...], settings: BeatSettings) -> gesture.BeatScore:
-    """Return the beat score of the motion of one clip with the audio of another clip, for the shuffled row.
+    """Return the beat score of the motion of one clip with the audio of another clip, for row ``shuffled``.
 
-    Zero of `times` and `beats` is the start of the cropped clip, `settings.crop_frames` after the start of the clip.
+    `times` and `beats` count from the start of the cropped clip, which is `settings.crop_frames` after the start of the
+    clip.
 
     Args:
-        frames: Number of frames of the shorter clip, before the crop. Later beats are left out.
-        times: Onset times (B,) of the audio in seconds.
-        beats: For each joint, frame numbers (M,) of motion beats.
+        frames: Number of frames of the shorter clip, before the crop. Beats after the end of this clip, cropped at both
+            ends, are left out.
+        times: Times (B,) in seconds of the B onsets in the audio.
+        beats: For each joint, frame indices (M,) of its M motion beats.
         settings: Settings of beat consistency.
 
     Returns:

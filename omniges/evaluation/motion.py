@@ -102,7 +102,7 @@ def read_mean_speeds(path: Path) -> F64:
 
 @dataclass(frozen=True, slots=True)
 class ClipMotion:
-    """The motion of one clip."""
+    """The motion of one clip of T frames."""
 
     poses: F64  # (T, 165) axis-angle in radians
     expressions: F64  # (T, 100)

@@ -70,9 +70,9 @@ def protocol_results(
         Name of the task, results sorted by recording, and warnings.
 
     Raises:
-        UsageFault: There are results of several tasks, the task does not generate gesture from a condition, no result
-            belongs to a clip of the protocol, or no recording of these clips has a complete body (upper, hands,
-            lower and root).
+        UsageFault: The results are of several tasks, or of a task that does not generate gesture from a condition. The
+            error is also raised if no result belongs to a clip of the protocol, or if no recording of these clips has a
+            complete body (upper, hands, lower and root).
     """
     if len(found) != 1 or not all("gesture" in TASKS[name].targets and TASKS[name].conditions for name in found):
         raise UsageFault(

@@ -181,7 +181,7 @@ def _reasons(figure: Figure) -> str:
 
 
 def _basis(metric: str, found: Mapping[str, Figure]) -> Iterator[str]:
-    """Yield notes with the counts behind a metric's figures, such as numbers of words, beats or rows of features."""
+    """Yield notes that say how much data a metric's figures come from: counts of words, beats or rows of features."""
     for row, figure in found.items():
         d = figure.details
         if "times_10" in d:

@@ -135,7 +135,7 @@ class FileResult(Result):
         return self._read("text", "text", ".TextGrid", spoken_intervals)[1]
 
     def mel(self) -> tuple[npt.NDArray[np.float32], str]:
-        """Read the generated log-mel (F, 64), or compute it from the waveform if the result has no log-mel file.
+        """Read the generated log-mel (F, 64) of F mel frames; without a log-mel file, compute it from the waveform.
 
         Return the log-mel, and its origin as text: "the model's mel" or "the mel of the waveform".
         """
@@ -172,10 +172,10 @@ def find_results(
     """Find results in folders and their direct sub-folders.
 
     Args:
-        folders: The folders.
+        folders: Folders of generated files.
         shards: The recordings.
         task: Task of all results, chosen by the user; None: records state the task.
-        without_record: Task of files without records; not used with `task`.
+        without_record: Task of files without records; ignored if `task` is given.
         motion_rate_hz: Frames per second, used only for motion files that do not state their frame rate.
 
     Returns:

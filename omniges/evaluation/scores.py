@@ -53,17 +53,17 @@ class Recordings(Protocol):
         """Manifest rows, one for each recording."""
 
     def waveform(self, row: ManifestRow) -> npt.NDArray[np.float32] | None:
-        """Return the audio of a recording (N,) at 16 kHz; None if the recording has no audio."""
+        """Return the N audio samples (N,) of a recording at 16 kHz; None if the recording has no audio."""
 
     def array(self, row: ManifestRow, member: str) -> npt.NDArray[Any]:
         """Return ``mel.npy`` or ``betas.npy`` of a recording.
 
         Args:
             row: Manifest row of the recording.
-            member: Name of the array.
+            member: Name of the member, ``mel.npy`` or ``betas.npy``.
 
         Returns:
-            The array.
+            Content of the member as an array.
         """
 
     def gesture(self, row: ManifestRow) -> GestureClip:
@@ -109,7 +109,7 @@ class Result(ABC):
 
     @abstractmethod
     def mel(self) -> tuple[npt.NDArray[np.float32], str]:
-        """Return the generated log-mel (F, 64), and its origin as text, such as "the mel of the waveform"."""
+        """Return the generated log-mel (F, 64) of F frames, and its origin, such as "the mel of the waveform"."""
 
     @abstractmethod
     def spoken(self) -> tuple[list[WordInterval], bool]:
@@ -175,7 +175,7 @@ class Figure(Heading):
 
 
 class Values:
-    """Values of one metric, the recording's key for each value, and numbers of results without a value, by reason."""
+    """Values of one metric, each with its recording's key, and counts of the results without a value, by reason."""
 
     def __init__(self) -> None:
         self.found: list[Any] = []
@@ -199,7 +199,7 @@ class Values:
 
         Args:
             key: Key of the recording.
-            value: The value.
+            value: Data from which the figure is computed, such as a `ClipValue`.
         """
         self.found.append(value)
         self.keys.append(key)
@@ -410,9 +410,9 @@ class RegisteredScores:
 
         Args:
             row: Row of the report to which the score is added.
-            key: Key of the recording.
-            generated: Generated clip.
-            recorded: Recorded clip.
+            key: Key of the result's recording.
+            generated: Clip of the result.
+            recorded: Clip to compare with. For row ``shuffled``, it is a clip of another recording.
         """
         for metric in self._metrics:
             self._add(metric, row, key, generated, recorded)

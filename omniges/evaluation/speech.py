@@ -62,7 +62,7 @@ def score_speech(
     """Score a task whose target is audio. The shuffled row compares results with log-mels of other recordings.
 
     Args:
-        results: Generated results.
+        results: Generated results of one task.
         shards: The recordings.
         how: Seed and number of resamples of the bootstrap over recordings.
         count: Function that is called after each result.
@@ -131,7 +131,7 @@ def score_text(
     """Score a task whose target is text.
 
     Args:
-        results: Generated results.
+        results: Generated results of one task.
         shards: The recordings.
         how: Seed and number of resamples of the bootstrap over recordings.
         count: Function that is called after each result.

@@ -56,7 +56,7 @@ class FaceMatrix:
 
         Args:
             array: Matrix (n, 100) or (n, 103) from ARKit weights to FLAME coefficients, or matrix (100, n) or (103, n)
-                from FLAME coefficients to ARKit weights.
+                from FLAME coefficients to ARKit weights. n is the number of ARKit weights, 51 or 52.
             name: Name of the matrix file, for errors.
 
         Returns:
@@ -81,13 +81,13 @@ class FaceMatrix:
         return cls(np.asarray(np.linalg.pinv(array), np.float64))
 
     def weights(self, motion: SmplxMotion) -> tuple[F64, int]:
-        """Return the weights (T, n) of a motion, and how many weights had to be clipped.
+        """Return the n ARKit weights (T, n) of each frame of a motion, and how many values were clipped.
 
         Args:
-            motion: T frames with expressions.
+            motion: Motion of T frames with expressions.
 
         Returns:
-            Weights (T, n) clipped to [0, 1], and the number of weights that the clipping changed by more than 1e-4.
+            Weights (T, n) clipped to [0, 1], and the number of values that the clipping changed by more than 1e-4.
         """
         parts = [motion.expressions, motion.poses[:, _JAW_COLUMNS]]
         found = np.concatenate(parts, axis=1, dtype=np.float64)[:, : len(self.to_weights)] @ self.to_weights
@@ -99,7 +99,7 @@ def encode_csv(weights: F64, frame_rate_hz: float) -> bytes:
     """Encode blendshape weights as CSV: a header, then the time in seconds and the weights of each frame.
 
     Args:
-        weights: Blendshape weights (T, n) for the first n of `NAMES`.
+        weights: Blendshape weights (T, n) of T frames, for the first n of `NAMES`.
         frame_rate_hz: Frames per second.
 
     Returns:

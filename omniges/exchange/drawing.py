@@ -80,7 +80,7 @@ def lines_of(words: Sequence[WordInterval], fits: Callable[[str], bool]) -> list
 
 
 class Lettering:
-    """Text renderer with one font. The text sizes fit a panel, which is the part of a frame that shows one track."""
+    """Text renderer with one font. The text sizes fit a panel, which is the area of a frame that shows one track."""
 
     def __init__(self, font: Path | None, width: int, height: int) -> None:
         self._width = width
@@ -116,7 +116,7 @@ class Lettering:
         Args:
             name: Name of the track.
             note: Second line; may be empty.
-            track: Number of the track, from 0; it determines the colour.
+            track: Index of the track, which determines the colour.
 
         Returns:
             The image (height, width, 4).
@@ -210,11 +210,11 @@ def view_of(target: Sequence[float], camera: Camera, framing: Framing, aspect: f
     Args:
         target: Point (3,) in metres, shown in the middle of the picture.
         camera: Side that the camera looks from.
-        framing: Part of the figure that fills the picture.
+        framing: Region of the body that fills the picture.
         aspect: Width of the picture divided by its height.
 
     Returns:
-        The camera.
+        Position and projection of the camera.
     """
     yaw = math.radians(_YAW[camera])
     width, height = _FRAME_M[framing]
@@ -228,7 +228,7 @@ def view_of(target: Sequence[float], camera: Camera, framing: Framing, aspect: f
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Panel:
-    """Figure, label and captions of one track, shown in one part of a frame."""
+    """Figure, label and captions of one track, shown in one area of a frame."""
 
     figure: Figure
     label: U8

@@ -36,20 +36,20 @@ class Inspected:
     playable: bool = False
     """True if `omniges view` can show the content."""
     fault: OmnigesError | None = None
-    """Error that other commands raise for this file, although a part of the file could be described."""
+    """Error that other commands raise for this file, although some of its content could be described."""
 
     def picture_of(self, start_s: float, seconds: float | None) -> bytes:
-        """Draw a part of the content.
+        """Draw a time range of the content.
 
         Args:
-            start_s: Start of the part in seconds.
-            seconds: Length of the part in seconds; None: to the end.
+            start_s: Start of the range in seconds.
+            seconds: Length of the range in seconds; None: to the end.
 
         Returns:
             The picture as PNG.
 
         Raises:
-            UsageFault: The content cannot be drawn, or this part of it is empty.
+            UsageFault: The content cannot be drawn, or the range contains nothing.
         """
         if self.draw is None:
             raise UsageFault(
@@ -59,7 +59,7 @@ class Inspected:
         return self.draw(start_s, seconds)
 
     def page(self, settings: InspectSettings) -> ViewSettings:
-        """Return the settings of the page that ``--html`` writes; raise UsageFault if there is nothing to play."""
+        """Return the settings of the page that ``--html`` writes; raise UsageFault if the content cannot be played."""
         if not self.playable or settings.html is None:
             raise UsageFault(f"--html: expected motion, audio or text, found a {self.facts['kind']}; remove --html")
         return ViewSettings(

@@ -55,19 +55,20 @@ Weights are from 0 to 1.
 
 @dataclass(slots=True)
 class _Buffer:
-    """The binary buffer of a GLB file, with the buffer views and accessors that describe its parts."""
+    """The binary buffer of a GLB file, with the buffer views and accessors that describe its sections."""
 
     content: bytearray = field(default_factory=bytearray)
     views: list[dict[str, Any]] = field(default_factory=list)
     accessors: list[dict[str, Any]] = field(default_factory=list)
 
     def add(self, array: Array, kind: str, target: int | None = None, *, bounds: bool = False) -> int:
-        """Append an array (N,) or (N, k), and return the index of its accessor.
+        """Append an array of N numbers (N,) or N vectors (N, k), and return the index of its accessor.
 
         Args:
-            array: float32, uint16 or uint8.
-            kind: ``SCALAR``, ``VEC3``, ``VEC4`` or ``MAT4``.
-            target: Target of the buffer view: `_VERTICES` or `_INDICES`. None: the array contains neither of the two.
+            array: The array, of dtype float32, uint16 or uint8.
+            kind: glTF type of one element: ``SCALAR``, ``VEC3``, ``VEC4`` or ``MAT4``.
+            target: Target of the buffer view: `_VERTICES` or `_INDICES`. None: the array contains neither
+                vertices nor indices.
             bounds: Whether the accessor states minimum and maximum of the array.
 
         Returns:
@@ -150,7 +151,10 @@ def _body_and_face() -> tuple[Surface, Surface]:
 
 
 def _part(surface: Surface, chosen: npt.NDArray[np.bool_]) -> Surface:
-    """Return the vertices of a surface that the mask (V,) selects, with the triangles between the selected vertices."""
+    """Cut a surface to the vertices that a mask selects; keep only triangles with three selected vertices.
+
+    The mask (V,) has one value for each of the V vertices of the surface.
+    """
     number = np.cumsum(chosen) - 1
     triangles = number[surface.triangles[chosen[surface.triangles].all(axis=1)]].astype(np.uint16)
     kept = {name: getattr(surface, name)[chosen] for name in _OF_VERTICES}
@@ -158,7 +162,7 @@ def _part(surface: Surface, chosen: npt.NDArray[np.bool_]) -> Surface:
 
 
 def _morphed(face: Surface) -> list[F32]:
-    """Return, for each morph target, the positions (V, 3) of the face when the weight of this target is 1."""
+    """Return, for each morph target, the positions of the face's V vertices (V, 3) at weight 1 of this target."""
     found = []
     zero = {name: np.zeros(1) for name in MOVEMENTS}
     for _, name, value in _TARGETS:
@@ -171,7 +175,7 @@ def _morphed(face: Surface) -> list[F32]:
 
 
 def _target_weights(motion: SmplxMotion) -> F32:
-    """Return the morph target weights (T, targets); all are 0 at the clip's median expression with a closed jaw."""
+    """Return the morph target weights (T, targets) of T frames; 0 at the clip's median expression with closed jaw."""
     faces = Faces.of_motion(motion)
     weights = [np.clip(getattr(faces, name) / value, 0.0, 1.0) for _, name, value in _TARGETS]
     return np.stack(weights, axis=1).astype(np.float32)
@@ -302,7 +306,10 @@ def quaternions(matrices: Array) -> Array:
 
 
 def shortest_way(turns: Array) -> Array:
-    """Flip signs of quaternions (T, J, 4), so that successive frames interpolate along the shorter rotation."""
+    """Flip signs of quaternions, so that successive frames interpolate along the shorter rotation.
+
+    Shape of the argument and of the result: (T, J, 4) for T frames and J joints.
+    """
     flips = np.sum(turns[1:] * turns[:-1], axis=-1) < 0
     signs = np.where(np.cumsum(flips, axis=0) % 2, -1.0, 1.0)
     return np.concatenate([turns[:1], turns[1:] * signs[..., None]])
