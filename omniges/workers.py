@@ -64,7 +64,7 @@ def worker_command(module: str) -> tuple[str, ...]:
 
 
 def serve(prepare: Callable[[Any], Callable[[Any], Answer]]) -> None:
-    """Answer tasks until the input ends; the main function of a worker.
+    """Run the main loop of a worker process: read tasks and answer them until the input ends.
 
     A task may raise an OmnigesError, or an exception that `fault_of_machine` converts to an OmnigesError. Then this
     error is the answer, and the process that sent the task raises it. If memory is exhausted, or after any other
@@ -199,7 +199,7 @@ class Worker:
 
     @property
     def pid(self) -> int:
-        """Process id."""
+        """Process id of the worker."""
         return self._process.pid
 
     def submit(self, task: Any) -> None:

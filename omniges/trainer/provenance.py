@@ -53,18 +53,19 @@ def package_versions() -> dict[str, str]:
 
 
 def git_state(package: Path | None = None) -> dict[str, Any] | None:
-    """Return the commit of the checkout that contains this package, and the files that differ from it.
+    """Return the commit of the checkout that contains a package, and the files of the package that differ from it.
 
     This function reads git objects, and hashes the files of the working tree in Python. It does not call `git status`,
     which could run programs that the repository configures (core.fsmonitor, filters).
 
     Args:
-        package: Folder of the package; None: this one.
+        package: Folder of the package; None: the folder of omniges.
 
     Returns:
-        ``commit``, the git object name, and ``changed``, the sorted paths of files that differ. None if git fails, or
-        if the commit does not contain the package's ``__init__.py`` (for example, if the package is installed in an
-        environment that lies inside the checkout of another repository).
+        ``commit``, the git object name, and ``changed``, the sorted paths of committed files that differ or are
+        missing. Files that are not in the commit do not count. If git fails, or if the commit does not contain the
+        package's ``__init__.py``, the function returns None. One cause is a package that is installed in an
+        environment inside the checkout of another repository.
     """
     program = shutil.which("git")
     where = package or Path(__file__).resolve().parents[1]

@@ -28,7 +28,7 @@ def load_settings(recipe: Path | None, flags: Mapping[str, Any]) -> TrainSetting
     Args:
         recipe: Name of a packaged recipe, or a YAML file; None: only flags. The keys in the recipe are fields of
             `TrainSettings`, written with ``_`` or ``-``.
-        flags: Values by field; None or an empty list means that the user did not pass the flag.
+        flags: Value of each flag, by field of `TrainSettings`; None or an empty list: the user did not pass the flag.
 
     Returns:
         The checked settings.
@@ -52,7 +52,10 @@ def packaged_recipes() -> dict[str, Path]:
 
 
 class _Loader(yaml.SafeLoader):  # type: ignore[misc]
-    """Safe YAML loader that also refuses aliases (unlimited expansion), repeated keys, and keys that are not text."""
+    """Safe YAML loader that also refuses repeated keys, keys that are not text, and aliases.
+
+    Aliases are refused because nested aliases can expand a small file without limit.
+    """
 
     def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node:
         if self.check_event(yaml.AliasEvent):

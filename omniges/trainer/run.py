@@ -347,7 +347,8 @@ def _guidance(settings: TrainSettings, codecs: Collection[str]) -> dict[StreamNa
 def _with_absent_parts(identity: ModelIdentity, data: Sequence[DataSource]) -> ModelIdentity:
     """Return the identity unchanged if all clips have all parts; otherwise return it with `tell_absent` set.
 
-    The configuration contains `tell_absent`. If it is set, the model gets as input which parts of a clip are absent.
+    `tell_absent` is a field of the model configuration. If it is True, an input of the model tells which parts of a
+    clip are absent.
 
     Raise UsageFault if a clip has a part for which `identity` contains no statistics.
     """

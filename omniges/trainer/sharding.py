@@ -1,4 +1,4 @@
-"""Fully sharded training: each rank stores a part of every parameter, gradient, optimizer moment and EMA weight.
+"""Fully sharded training: each rank stores some rows of every parameter, gradient, optimizer moment and EMA weight.
 
 FSDP2 gathers the parameters of a block only while that block is computed. Between steps a rank has only its rows of
 each tensor, as DTensors. Elementwise operations (clipping, EMA) use the local rows. The first rank writes checkpoints:
@@ -25,7 +25,7 @@ from omniges.storage.tensors import LazyTensors, kinds_of
 from omniges.trainer.distributed import Ranks
 
 _END: Final = -1
-"""Number that the first rank announces to end an exchange of tensors."""
+"""Number that the first rank announces after the last tensor."""
 
 
 def shard_model(model: FlowModel, device: torch.device, *, bf16: bool) -> None:
@@ -75,7 +75,7 @@ def skeleton_of(model: FlowModel, *, empty: bool) -> FlowModel:
 
 
 def local(tensor: Tensor) -> Tensor:
-    """Return a view of this rank's rows if a tensor (n, …) is sharded; otherwise return the tensor itself."""
+    """Return the tensor itself, or, if it is sharded over ranks, a view of the rows that this rank stores."""
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
@@ -85,10 +85,10 @@ def whole(tensor: Tensor) -> Tensor:
 
 
 def norm_of_all(norm: Tensor) -> Tensor:
-    """Compute the norm of a vector that is divided over all ranks, from the norm of each rank's part.
+    """Compute the norm of a vector whose values are divided over all ranks.
 
-    `norm` is a scalar, the norm of the part on this rank. All ranks must call this function together, and all get the
-    same scalar.
+    `norm` is a scalar: the norm of the values on this rank. The result is the square root of the sum of the squared
+    norms of all ranks. All ranks must call this function together, and all get the same scalar.
     """
     squared = norm.square()
     dist.all_reduce(squared)
@@ -151,7 +151,7 @@ def _announced(ranks: Ranks) -> Iterator[int]:
 
 
 class _Gathered(LazyTensors):
-    """Complete tensors of a file by name, on the first rank. Access to a tensor gathers its rows from all ranks."""
+    """Complete tensors of a file, by name, on the first rank. Access to a tensor gathers its rows from all ranks."""
 
     def __init__(self, tensors: Mapping[str, Tensor], first: int, ranks: Ranks) -> None:
         self._tensors, self._ranks = tensors, ranks

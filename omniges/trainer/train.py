@@ -52,7 +52,7 @@ class Summary:
 
     @property
     def lines(self) -> list[str]:
-        """Lines for the terminal."""
+        """Lines for the terminal: why the run ended, its speed and loss, its checkpoints, and how to resume."""
         outcome = self.outcome
         signalled = outcome.stop_reason in {StopReason.STOPPED, StopReason.INTERRUPTED}
         if not outcome.steps and not signalled:
@@ -289,15 +289,16 @@ def _resume(run: Run) -> _Resumed:
 
 
 def require_fit(run: Run, saved: checkpoint.SavedCheckpoint) -> None:
-    """Check all parts of a checkpoint that resuming reads, before any state of the run changes.
+    """Check everything that resuming reads from a checkpoint, before any state of the run changes.
 
     Args:
         run: The run that is to resume.
         saved: The checkpoint.
 
     Raises:
-        UsageFault: The checkpoint has another model, other data, or other settings that determine the window sequence.
-        DataError: A document or tensor is invalid: no run can have written it.
+        UsageFault: The model, the data, or a setting that determines the sequence of windows differs between the
+            checkpoint and the run.
+        DataError: A document or tensor has content that no run can have written.
     """
     run.identity.require_same(saved)
     state = read_state(saved)

@@ -286,7 +286,7 @@ class Learner:
                 With parameters that are sharded over ranks, `last` is ignored: ranks average after every micro-batch.
 
         Returns:
-            Unweighted losses (B, 3) of samples and streams (`FlowLoss.each`), on the device.
+            Unweighted losses (B, 3): one for each of the B windows and the 3 streams (`FlowLoss.each`), on the device.
         """
         settings = self._settings
         if self.sharded:  # ranks average after every micro-batch, because each rank keeps only its rows
@@ -378,7 +378,7 @@ class Learner:
 
         Args:
             files: Complete tensors by file and name, checked by `require_fit`; empty on ranks other than the first.
-            scale: State of the loss scale, or None.
+            scale: State of the loss scale; None: it was not saved, because the precision was not fp16.
             ranks: Ranks of the run; all of them call this.
         """
         empty_moments(self.model, self._optimizer)

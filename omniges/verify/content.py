@@ -107,8 +107,8 @@ class _Sample:
         Args:
             code: Key of `VERIFY_CODES`.
             member: Member of the sample, such as ``mel.npy``.
-            found: Content that was found.
-            expected: Content that the contract or the manifest requires.
+            found: Text that shows what the shard contains.
+            expected: Text that shows what the contract or the manifest requires.
         """
         place = self.row.members.get(member)
         at = place.offset if place else None
@@ -444,7 +444,7 @@ def _check_arrays(sample: _Sample, audio: dict[str, Any] | None, codecs: Sequenc
 def _absent_columns(row: ManifestRow, member: str, shape: tuple[int, ...]) -> npt.NDArray[np.bool_]:
     """Return a flag for each column of an array, True if the column belongs to an absent part.
 
-    `shape` is the shape of the array, (T, C) or (C,). The result has the shape (C,).
+    `shape` is the shape of the array, (frames, columns) or (columns,). The result has the shape (columns,).
     """
     absent = np.zeros(shape[-1] if shape else 0, dtype=bool)
     if member == "gesture.npy":
@@ -537,8 +537,8 @@ def _check_gesture(sample: _Sample, gesture: npt.NDArray[np.float32]) -> None:
 def _orthonormal(planes: npt.NDArray[np.float32]) -> bool:
     """Return True if the two rows of each 6D rotation are orthonormal within a margin.
 
-    `planes` has the shape (joints, 2, 3, T). This check is fast but approximate, so the margin is smaller than the
-    limit of the contract. If it fails, `_report_rotation` checks exactly.
+    `planes` has the shape (joints, 2 rows, 3 values, frames). This check is fast but approximate, so the margin is
+    smaller than the limit of the contract. If the result is False, the caller checks exactly with `_report_rotation`.
     """
     # Near 1, |r|² − 1 is about 2 (|r| − 1).
     spare = 0.9 * _ORTHONORMAL
@@ -558,8 +558,8 @@ def _report_rotation(
 ) -> bool:
     """Return True if the error of any rotation in a block exceeds the contract's limit.
 
-    In this case, add a finding for the worst rotation. `block` has the shape (T, n) and begins at frame `start` of the
-    clip. `channels` has the shape (n,): for each column of the block, the index of the channel in the gesture.
+    In this case, add a finding for the worst rotation. `block` has the shape (frames, columns) and begins at frame
+    `start` of the clip. `channels` contains, for each column of the block, the index of the channel in the gesture.
     """
     planes = block.astype(np.float64).T.reshape(-1, 2, 3, len(block))
     norms = np.abs((planes**2).sum(axis=2) - 1).max(axis=1) / 2

@@ -228,8 +228,8 @@ class Collector:
 
         Args:
             code: Key of `VERIFY_CODES`.
-            found: Content that was found.
-            expected: Content that the contract or the manifest requires.
+            found: Text that shows what the file contains.
+            expected: Text that shows what the contract or the manifest requires.
             key: Sample key, if the finding is about one sample.
             member: Member of the sample.
             offset: Byte offset in the file.

@@ -191,7 +191,8 @@ class _Verification:
     def _unlisted(self, folder: Folder, inventory: Inventory | None) -> list[VerifyFinding]:
         """Return findings about files that dataset.json does not list.
 
-        If dataset.json is unusable (no `inventory`), report only temporary files and unfinished runs.
+        If dataset.json is unusable (`inventory` has the value None), report only temporary files, and the file that
+        marks an unfinished run.
         """
         location = self.settings.location
         try:
@@ -239,9 +240,9 @@ class _Verification:
         ]
 
     def _check_side_file(self, folder: Folder, listed: Listed) -> list[VerifyFinding]:
-        """Check the size of a file; at the levels full and deep, also check its checksum.
+        """Check the size of a file beside the shards; at the levels full and deep, also check its checksum.
 
-        Store the content of a valid file if later checks need it.
+        If the file is valid and later checks need its content, store the content.
         """
         out = Collector(listed.name)
         level = self.settings.level

@@ -232,7 +232,7 @@ def _check_ends(source: Source, out: Collector) -> None:
 
 
 def _check_bytes(job: ShardJob, source: Source, out: Collector) -> None:
-    """Check hash, headers and padding in one pass. After a difference, read header by header to locate it."""
+    """Check hash, headers and padding in one pass. If a check fails, read the shard again, header by header."""
     plan = ShardPlan.of_rows(job.rows, job.elsewhere) if job.rows else None
     if source.size == job.listed.size:
         digest, exact = hashlib.sha256(), plan is not None

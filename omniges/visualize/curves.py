@@ -26,7 +26,10 @@ _LOG_RATIO: Final = 20.0  # an axis is logarithmic if its largest value exceeds 
 
 @dataclass(slots=True)
 class Curves:
-    """Logged values of a training run. Entry k of each list, except validation, was logged at ``steps[k]``."""
+    """Logged values of a training run.
+
+    Entry k of a list was logged at ``steps[k]``; in the lists of validation, at ``validation_steps[k]``.
+    """
 
     steps: list[int] = field(default_factory=list)
     loss: list[float] = field(default_factory=list)

@@ -68,7 +68,7 @@ BLUE, ORANGE, GREEN, GREY = "#0072B2", "#D55E00", "#009E73", "#555555"
 
 @dataclass(frozen=True, slots=True)
 class View:
-    """The part of a sample that is drawn. Times are in seconds from the start of the clip."""
+    """Arrays and words of a sample, cut to the time shown. Times are in seconds from the start of the clip."""
 
     start_s: float
     stop_s: float
@@ -120,7 +120,7 @@ def new_figure(width_in: float, height_in: float) -> Iterator[Figure]:
 _NO_MEL: Final[F32] = np.zeros((0, MEL_BANDS), np.float32)
 
 
-# --- the part of a sample that is drawn ---------------------------------------------------------------------
+# --- the data that is drawn ---------------------------------------------------------------------------------
 
 
 def cut(  # noqa: PLR0913 - the arrays of a sample; all except the motion are keyword-only
@@ -137,17 +137,17 @@ def cut(  # noqa: PLR0913 - the arrays of a sample; all except the motion are ke
     """Cut a sample to the time that is shown, and compute the path of the root: the sum of its displacements per frame.
 
     Args:
-        gesture: Channels (T, 415).
+        gesture: Channels (T, 415) of T frames at 30 Hz.
         start_xz: Position (x, z) of the root in the first frame of `gesture`, in metres.
         start_s: Start of the time shown, in seconds from the start of the clip.
         seconds: Length of the time shown, in seconds.
         jaw_eyes: Axis-angles (T, 9) in radians; None: jaw and eyes at rest.
-        mel: Log-mel (M, 64).
+        mel: Log-mel (M, 64) of M mel frames at 100 Hz.
         words: Words with times in seconds from the start of the clip.
         begins_s: Start of the arrays, in seconds from the start of the clip; a multiple of 0.1 s.
 
     Returns:
-        The part shown.
+        The arrays and words within the time shown.
 
     Raises:
         ValueError: A shape is wrong, or fewer than two frames are shown.
@@ -180,17 +180,17 @@ def without_motion(
     """Cut the mel and the words of a sample to the time shown; the result has no motion.
 
     Args:
-        mel: Log-mel (M, 64), or None.
+        mel: Log-mel (M, 64) of M mel frames at 100 Hz; None: no audio.
         words: Words with times in seconds from the start of the clip.
         start_s: Start of the time shown, in seconds from the start of the clip.
         stop_s: End of the time shown, in seconds from the start of the clip.
         begins_s: Start of the mel, in seconds from the start of the clip; a multiple of 0.1 s.
 
     Returns:
-        The part shown.
+        The arrays and words within the time shown.
 
     Raises:
-        ValueError: Fewer than two frames are shown.
+        ValueError: The time shown is shorter than two frames.
     """
     if (stop_s - start_s) * FRAME_RATE_HZ < 2 - 1e-6:
         raise ValueError(f"{start_s} to {stop_s} s show fewer than two frames")
@@ -215,7 +215,7 @@ def angular_speed(gesture: F32, channels: slice) -> F64:
     """Return the angular speed between consecutive frames, as a mean over the joints of a body part.
 
     Args:
-        gesture: Channels (T, 415).
+        gesture: Channels (T, 415) of T frames at 30 Hz.
         channels: 6D rotation channels of the body part.
 
     Returns:
@@ -280,7 +280,7 @@ def write(target: Axes | Figure, place: tuple[float, float], text: str, longest:
         place: Position (x, y), in data coordinates of the axes, or as fractions of the width and height of the figure.
         text: The text.
         longest: Largest number of characters; a longer text is cut and ends with "…".
-        **style: Style for matplotlib.
+        **style: Further arguments of matplotlib's method ``text``.
     """
     families = [family for family, _ in _fonts()]
     target.text(*place, _drawable(text, longest), family=families, parse_math=False, **style)
@@ -294,7 +294,7 @@ def time_axis(axes: Axes, view: View, *, labelled: bool = False) -> None:
 
     Args:
         axes: The panel.
-        view: The part shown.
+        view: Data to draw, and the time shown.
         labelled: Draw the label and the numbers of the axis.
     """
     axes.set_xlim(view.start_s, view.stop_s)
@@ -326,8 +326,8 @@ def draw_words(axes: Axes, view: View, *, empty: str = "") -> None:
 
     Args:
         axes: The panel.
-        view: The part shown.
-        empty: Text to show if the part has no words.
+        view: Data to draw, and the time shown.
+        empty: Text to show if no word is spoken during the time shown.
     """
     axes.set_axis_off()
     time_axis(axes, view)
@@ -352,7 +352,7 @@ def draw_mel(axes: Axes, view: View) -> None:
 
     Args:
         axes: The panel.
-        view: The part shown.
+        view: Data to draw, and the time shown.
     """
     time_axis(axes, view)
     axes.set_ylabel("mel (Hz)")
@@ -389,7 +389,7 @@ def draw_motion(axes: Axes, view: View) -> None:
 
     Args:
         axes: The panel.
-        view: The part shown.
+        view: Data to draw, and the time shown.
     """
     time_axis(axes, view)
     _mark_words(axes, view)
@@ -410,7 +410,7 @@ def draw_face(axes: Axes, view: View) -> None:
 
     Args:
         axes: The panel.
-        view: The part shown.
+        view: Data to draw, and the time shown.
     """
     time_axis(axes, view, labelled=True)
     _mark_words(axes, view)
@@ -459,13 +459,14 @@ _ABOVE_GROUND_M: Final = 2.12  # height of a person with raised arms
 
 
 def draw_figures(axes: Axes, view: View) -> None:
-    """Draw stick figures at evenly spaced times, with the time and the word below each.
+    """Draw stick figures at evenly spaced times, with the time and the spoken word below each figure.
 
-    All figures have the same scale, and each is centred on its pelvis.
+    All figures have the same scale, and each is centred on its pelvis. If the upper or the lower body is absent, a note
+    replaces the figures.
 
     Args:
         axes: The panel.
-        view: The part shown.
+        view: Data to draw, and the time shown.
     """
     axes.set_axis_off()
     if any(np.isnan(view.gesture[0, part]).any() for part in (LAYOUT.upper, LAYOUT.lower)):
@@ -522,7 +523,7 @@ def _people(gesture: F32, jaw_eyes: F32) -> F64:
 
 
 def _draw_person(axes: Axes, joints: F64) -> None:
-    """Draw one stick figure from joints (55, 3) in metres; nearer parts cover farther parts."""
+    """Draw one stick figure from joints (55, 3) in metres; bones nearer to the viewer cover the bones behind them."""
     from matplotlib.collections import LineCollection  # noqa: PLC0415
     from matplotlib.patches import Circle  # noqa: PLC0415
 

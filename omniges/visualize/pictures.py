@@ -92,10 +92,10 @@ def draw_sample(  # noqa: PLR0913 - keyword-only: the arrays of a sample, and th
 
     Args:
         title: Title of the picture.
-        gesture: Channels (T, 415) at 30 Hz.
+        gesture: Channels (T, 415) of T frames at 30 Hz.
         jaw_eyes: Axis-angles (T, 9) at 30 Hz, in radians.
         start_xz: Position (x, z) of the root in the first frame of `gesture`, in metres.
-        mel: Log-mel (M, 64) at 100 Hz.
+        mel: Log-mel (M, 64) of M mel frames at 100 Hz.
         words: Mappings with ``word``, ``start`` and ``end``; times are in seconds from the start of the sample.
         start_s: Start of the picture, in seconds from the start of the sample.
         seconds: Length of the picture in seconds; None: to the end of the sample, at most `MAX_S`.
@@ -168,7 +168,9 @@ class Row:
 def draw_result(
     *, title: str, rows: Sequence[Row], length_s: float, start_s: float = 0.0, seconds: float | None = None
 ) -> bytes:
-    """Draw the streams of a result below each other; a result of more than 12 s is divided into parts of equal length.
+    """Draw the streams of a result below each other.
+
+    More than 12 s are divided into time ranges of equal length, also drawn below each other (see `spans`).
 
     Args:
         title: Title of the picture.
@@ -181,7 +183,8 @@ def draw_result(
         The picture as PNG.
 
     Raises:
-        ValueError: There are no rows, or fewer than two frames.
+        ValueError: A time range is shorter than two frames, or ends before the second frame of a gesture row; or
+            gesture channels have a wrong shape.
         EnvironmentFault: Matplotlib is not installed.
     """
     shown = spans(start_s, length_s, seconds)
@@ -208,10 +211,10 @@ def draw_result(
 
 
 def _view(row: Row, rows: Sequence[Row], span: tuple[float, float]) -> parts.View:
-    """Return the part of a row in a time span (start, end) in seconds.
+    """Return the content of a row within a time span (start, end) in seconds.
 
-    For a gesture row, the result also contains words: those of the text row with the same role. If no text row has
-    this role, they are the words of the text row that is a condition.
+    For a gesture row, the result also contains the words of the text row with the same role. If no text row has this
+    role, the result contains the words of the text row that is a condition.
     """
     start_s, stop_s = span
     words = next(
@@ -292,7 +295,7 @@ def draw_comparison(title: str, note: str, versions: Sequence[Version], seconds:
         The picture as PNG.
 
     Raises:
-        ValueError: Motion has fewer than two frames.
+        ValueError: The window or a motion has fewer than two frames, or the shape of an array is wrong.
         EnvironmentFault: Matplotlib is not installed.
     """
     still = partial(parts.without_motion, start_s=0.0, stop_s=seconds)

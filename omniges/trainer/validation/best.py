@@ -50,7 +50,7 @@ def better(name: str, value: float, than: Best | None) -> bool:
     Args:
         name: Name of the metric.
         value: The new value.
-        than: The best step so far. For the value None, or a step of another metric, the new value is better.
+        than: The best step so far. The result is True if `than` has the value None or another metric.
 
     Returns:
         True if the new value is better.
@@ -115,7 +115,7 @@ def save_and_prune(run: Path, contents: Contents, limit: int, best: Best | None)
 
 
 def remove_best(run: Path) -> None:
-    """Remove RUN/best and unfinished links of killed runs; the caller must hold the run's lock."""
+    """Remove RUN/best and temporary links that killed processes left; the caller must hold the run's lock."""
     with os_errors(run / BEST, "remove"):
         for path in run.iterdir():
             if path.is_symlink() and (path.name == BEST or is_temporary_name(path.name)):

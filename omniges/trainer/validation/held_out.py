@@ -157,7 +157,7 @@ class WindowFolder:
         return self._samples[row.key]
 
     def waveform(self, row: ManifestRow) -> F32 | None:
-        """Return the waveform (N,) of a window at 16 kHz; None if the recording has no audio."""
+        """Return the waveform of a window, a vector at 16 kHz; None if the recording has no audio."""
         return self._samples[row.key].audio
 
     def array(self, row: ManifestRow, member: str) -> npt.NDArray[Any]:
@@ -168,7 +168,7 @@ class WindowFolder:
             member: ``mel.npy`` or ``betas.npy``.
 
         Returns:
-            The array.
+            Log-mel (mel frames, 64), or betas (300,).
         """
         sample = self._samples[row.key]
         arrays: dict[str, npt.NDArray[Any]] = {"mel.npy": sample.mel, "betas.npy": sample.betas}
@@ -364,8 +364,8 @@ def _cut(
     """Cut a window out of a recording, as if the window were a short recording.
 
     In the result, times count from the start of the window, and ``start_xz`` is the root position (x, z) in the first
-    frame of the window. The arguments cover the complete recording: `trans` (T, 3) is the root position in metres in
-    each frame, and `sound` (N,) is the waveform at 16 kHz, or None.
+    frame of the window. The arguments cover the complete recording. `trans` (frames, 3) is the root position in metres.
+    `sound` is the waveform, a vector at 16 kHz, or None if the recording has no audio.
     """
     first, ticks = window.start_tick, window.ticks
     frames = slice(first * FRAMES_PER_TICK, (first + ticks) * FRAMES_PER_TICK)

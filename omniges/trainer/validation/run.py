@@ -411,7 +411,10 @@ class Validation:
         return sorted(generated, key=_place)
 
     def _learned(self) -> TrainSplit | None:
-        """Return motion statistics of the train split, or None if no recording has a complete body."""
+        """Return mean joint speeds and motion features of train recordings; the first call reads the recordings.
+
+        Raise UsageFault if no train recording has a complete body and at least the length of a window.
+        """
         if self._train is None:
             ticks = self.held_out.windows[0].ticks
             recordings = SomeRecordings(self.held_out.folders, ticks, _TRAIN_RECORDINGS)

@@ -75,14 +75,17 @@ class HeldOutWindow:
 
     @property
     def described(self) -> dict[str, ValueOf]:
-        """Functions by condition stream. Each takes (first tick, ticks) and always returns the value of this window."""
+        """Functions of the condition streams, by name.
+
+        Each takes (first tick, number of ticks), ignores them, and returns the value that the window has.
+        """
         return {name: constant(value) for name, value in self.conditions.items()}
 
     def ticks_of(self, name: StreamName) -> TicksOf:
-        """Return a function that the sampler calls with (first tick, ticks) to get the array of a condition stream.
+        """Return a function with which the sampler reads the array of a stream that is a condition.
 
-        The function accepts only the ticks of the complete window, because latents cannot be cut. It raises ValueError
-        for other ticks.
+        The function takes (first tick, number of ticks). It raises ValueError for all ticks except those of the
+        complete window, because latents cannot be cut.
         """
 
         def complete(first: int, count: int) -> npt.NDArray[Any]:
@@ -151,21 +154,21 @@ def sample_windows(sampler: Sampler, task: str, held: Sequence[HeldOutWindow], h
 
 @dataclass(frozen=True, slots=True)
 class WindowResults:
-    """Converter from generated content of windows to results. It uses the code of `omniges generate`."""
+    """Held-out windows and the sampler, with methods that convert generated content to results, files and pictures."""
 
     samples: WindowFolder
     windows: Sequence[Window]
     sampler: Sampler
 
     def of(self, generated: GeneratedWindow, vocoder: Vocoder | None = None) -> Results:
-        """Convert the generated content of a window to results.
+        """Pass the generated content of a window to the writers of `omniges generate`.
 
         Args:
-            generated: The generated content.
-            vocoder: Vocoder for the waveform, which is slow; None: no waveform.
+            generated: Content of the window for one task.
+            vocoder: Vocoder that computes a waveform, which is slow; None: no waveform.
 
         Returns:
-            The results.
+            The writers, which return the content as arrays, words or files.
 
         Raises:
             DataError: The content has invalid rotations or NaN.
@@ -250,7 +253,7 @@ def make_result(task: str, one: HeldOutWindow, part: Part, results: WindowResult
         task: Name of the task.
         one: The window.
         part: Output of the sampler for this window.
-        results: Object that converts generated windows to results that can be scored.
+        results: Held-out windows, with the method that converts generated content to a result.
 
     Returns:
         The decoded content, or the reason why it is invalid.
@@ -293,7 +296,7 @@ def score_task(
 
     Args:
         generated: Generated contents of the task. Invalid contents are left out and counted.
-        results: Object that converts generated windows to results that can be scored.
+        results: Held-out windows, with the method that converts generated content to a result.
         train: Function that returns statistics of the train split, called only for gesture.
 
     Returns:

@@ -78,7 +78,7 @@ class RunValidator:
         self._log(state, found, folder, seconds)
 
     def mark_best(self, state: RunState) -> bool:
-        """Point RUN/best to the state's checkpoint; return False if the checkpoint does not exist yet."""
+        """Point RUN/best to the checkpoint of the step `state.step`; return False if it does not exist yet."""
         run, checkpoint, found = self._run.settings.output_dir, self._run.checkpoint(state.step), 0
         with self._run.ranks.together(f"make {run / BEST}"):
             if self._run.ranks.first and checkpoint.is_dir():
