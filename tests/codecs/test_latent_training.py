@@ -225,7 +225,7 @@ class TestRefusals:
     def test_a_run_does_not_go_on_with_latents_of_another_codec(
         self, whole: Path, others: Path, shards: Path, tmp_path: Path
     ) -> None:
-        for folder, codec, words in ((others, AUDIO, "audio codec was audioldm2-vae"), (shards, None, "is None")):
+        for folder, codec, words in ((others, AUDIO, "audio codec: audioldm2-vae"), (shards, None, "None in this run")):
             copy = Path(shutil.copytree(whole, tmp_path / f"run-{codec}"))
             with pytest.raises(UsageFault, match=words):
                 run(folder, copy, audio_codec=codec, max_train_steps=8)
@@ -252,7 +252,7 @@ class TestRefusals:
         if codec is None:
             run(folder, tmp_path / "run", max_train_steps=5)
         else:
-            with pytest.raises(UsageFault, match="audio codec was audioldm2-vae"):
+            with pytest.raises(UsageFault, match="audio codec: audioldm2-vae"):
                 run(folder, tmp_path / "run", audio_codec=codec, max_train_steps=5)
 
     def test_folders_of_a_mixture_have_one_codec(self, encoded: Path, others: Path, tmp_path: Path) -> None:

@@ -364,7 +364,7 @@ class TestRefusals:
         self, whole: Path, encoded_text: Path, tmp_path: Path
     ) -> None:
         copy = Path(shutil.copytree(whole, tmp_path / "run"))
-        with pytest.raises(UsageFault, match="text codec was omniflow-text-vae"):
+        with pytest.raises(UsageFault, match="text codec: omniflow-text-vae"):
             run(encoded_text, copy, max_train_steps=8)
 
     def test_folders_of_a_mixture_have_one_grid(

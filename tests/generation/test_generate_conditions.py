@@ -164,7 +164,7 @@ def test_a_run_goes_on_to_the_last_bit_and_with_its_own_streams_alone(
     run(moody, tmp_path / "parts", **how, max_train_steps=3)
     run(moody, tmp_path / "parts", **how)
     require_same_learning(tmp_path / "whole", tmp_path / "parts")
-    with pytest.raises(UsageFault, match=r"condition stream emotion was .*'values': .* is None"):
+    with pytest.raises(UsageFault, match=r"condition stream emotion: .*'values': .* in the checkpoint, None in"):
         run(moody, tmp_path / "parts", **how | {"condition_streams": (), "max_train_steps": 9})
 
 
