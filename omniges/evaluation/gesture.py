@@ -391,7 +391,7 @@ class BeatRows:
             key: Key of the result's recording.
             generated: Generated joint positions (T, 55, 3) in metres, for T frames.
             recorded: Recorded joint positions (T, 55, 3) in metres.
-            samples: Mono audio of the recording at 16 kHz; None: the recording has no audio.
+            samples: Mono audio of the recording at 16 kHz; None: the shards contain no audio of it.
         """
         if samples is None:
             self._without += 1

@@ -53,7 +53,7 @@ class Recordings(Protocol):
         """Manifest rows, one for each recording."""
 
     def waveform(self, row: ManifestRow) -> npt.NDArray[np.float32] | None:
-        """Return the N audio samples (N,) of a recording at 16 kHz; None if the recording has no audio."""
+        """Return the N audio samples (N,) of a recording at 16 kHz; None if the shards contain no audio of it."""
 
     def array(self, row: ManifestRow, member: str) -> npt.NDArray[Any]:
         """Return ``mel.npy`` or ``betas.npy`` of a recording.
