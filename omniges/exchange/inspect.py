@@ -110,7 +110,7 @@ def inspect_sample(folder: Path, key: str) -> Inspected:
         key: Key or stem of the sample.
 
     Returns:
-        The description.
+        The description: a JSON object, and functions that print and draw it.
 
     Raises:
         UsageFault: The key is unknown.
@@ -154,8 +154,8 @@ def print_folder(source: ShardFolder, console: Console, shown: int = 20) -> None
     """Print splits, speakers, notes and the first samples of a shard folder.
 
     Args:
-        source: The shard folder.
-        console: Output.
+        source: The opened shard folder.
+        console: Console to which the tables are printed.
         shown: Number of samples to list.
     """
     shards = Counter(shard["split"] for shard in source.dataset["shards"].values())
@@ -213,8 +213,8 @@ def print_sample(sample: SampleArrays, console: Console, shown_words: int = 12) 
     """Print the identity, provenance, members and first words of one sample.
 
     Args:
-        sample: The sample.
-        console: Output.
+        sample: The sample, read from a shard folder.
+        console: Console to which the tables are printed.
         shown_words: Number of words to list.
     """
     facts = sample_facts(sample)
@@ -250,12 +250,12 @@ def draw(sample: SampleArrays, start_s: float = 0.0, seconds: float | None = Non
     """Draw the mel, words, motion energy and stick figures of a sample.
 
     Args:
-        sample: The sample.
+        sample: The sample, read from a shard folder.
         start_s: Time in the sample at which the picture starts, in seconds.
         seconds: Length of the picture in seconds; None: to the end of the sample.
 
     Returns:
-        The picture as PNG.
+        The bytes of a PNG file.
 
     Raises:
         UsageFault: `start_s` is outside the sample.

@@ -61,7 +61,7 @@ def inspect_motion(path: Path, motion_rate_hz: float | None = None) -> Inspected
     """Describe a motion file.
 
     Args:
-        path: The NPZ file.
+        path: NPZ file with SMPL-X motion.
         motion_rate_hz: Frames per second, used only if the file does not state its frame rate.
 
     Returns:
@@ -145,7 +145,7 @@ def inspect_motion_folder(folder: Path, motion_rate_hz: float | None = None) -> 
     """Describe the motion files in a folder.
 
     Args:
-        folder: The folder.
+        folder: Folder of NPZ files. If it is a BEAT2 folder, its motion folders are searched too.
         motion_rate_hz: Frames per second, used only for files that do not state their frame rate.
 
     Returns:
@@ -300,7 +300,7 @@ def _print_result(record: GeneratedRecord, console: Console) -> None:
 def inspect_results(folder: Path) -> Inspected:
     """Describe each result in a folder: task, length, checkpoint, seed, files and warnings.
 
-    Raise DataError if a record is damaged.
+    Motion files without a record are listed too. Raise DataError if a record is damaged.
     """
     found = {path: read_record(path) for path in records(folder)}
     results = [
@@ -402,7 +402,7 @@ class _Needed:
 
 
 def _needed(track: Track, start_s: float, seconds: float | None) -> _Needed:
-    """Return the part that a picture shows, with 0.5 s before and after it for the FFT windows of the mel."""
+    """Return the part of a track that a picture shows, and 0.5 s before and after it for the FFT windows of the mel."""
     begins_s = max(0, math.floor((start_s - _AROUND_S) * TICKS_PER_SECOND)) / TICKS_PER_SECOND
     longest_s = min(MAX_S, math.inf if seconds is None else seconds)
     words = None if track.words is None else [asdict(word) for word in track.words]
@@ -442,7 +442,10 @@ def _rows(needed: _Needed, role: Role) -> Iterator[Row]:
 
 
 def _channels(track: Track) -> tuple[F32, F32, F64]:
-    """Return gesture (T, 415), jaw and eyes (T, 9), and x and z of the root in the first frame (2,); NaN if absent."""
+    """Return gesture (T, 415), jaw and eyes (T, 9), and x and z (2,) of the root in the first of the T frames.
+
+    Values of absent parts are NaN. Raise UsageFault if the track has fewer than two frames of motion.
+    """
     motion = track.motion
     if motion is None or len(motion.poses) < 2:
         raise UsageFault(
@@ -461,7 +464,10 @@ def _channels(track: Track) -> tuple[F32, F32, F64]:
 
 
 def _mel(track: Track) -> F32:
-    """Return the log-mel (M, 64) of a track. M is 0 without sound, or if the sound is not longer than an FFT window."""
+    """Return the log-mel (M, 64) of a track, with M mel frames at 100 Hz.
+
+    M is 0 if the track has no sound, or if its sound is not longer than an FFT window.
+    """
     if track.mel is not None:
         return track.mel
     samples = np.zeros(0, np.float32) if track.audio is None else resample(track.audio.samples, track.audio.rate_hz)

@@ -246,7 +246,8 @@ def inspect_run(folder: Path) -> Inspected:
         folder: Folder of the run.
 
     Returns:
-        Last step, stop reason, best step and curves of the run, and the description of the newest checkpoint.
+        Last step, stop reason, best step and curves (such as the loss) of the run, and the description of the newest
+        checkpoint.
 
     Raises:
         DataError: The log or the newest checkpoint of the run is damaged.
@@ -296,7 +297,7 @@ def read_log(path: Path) -> Iterator[dict[str, Any]]:
     """Yield the events of a training log line by line. Skip an incomplete last line, which a crash can cause.
 
     Args:
-        path: The file.
+        path: The log, a file with one JSON object in each line.
 
     Yields:
         The events in file order; nothing if the file does not exist.
@@ -355,7 +356,7 @@ def summary_of(events: Iterable[dict[str, Any]], where: str) -> LogSummary:
         where: Path of the log, for errors.
 
     Returns:
-        The summary.
+        Curves, number of starts, best step, last event ``start`` and last event of the log.
 
     Raises:
         DataError: A number is missing or has the wrong type, or there are more steps or tasks than a run can log.

@@ -6,8 +6,8 @@ does. It moves the mesh of a body model with the joints (linear blend skinning),
 expressions. It leaves out two effects of a body model. The first is the correction of the mesh for each pose, which
 would need 40 MB in base64. The second is that expressions also move the joints of the rest pose.
 
-Shape letters: T frames at 30 Hz, J = 55 joints, N samples, E expressions, V vertices, F triangles, W = 8 joints that
-move a vertex, K vertices that expressions move.
+Shape letters: T frames at 30 Hz, J = 55 joints, N audio samples, E expressions, V vertices, F triangles, W = 8 joints
+that move a vertex, K vertices that expressions move.
 """
 
 from __future__ import annotations
@@ -90,7 +90,7 @@ def pack_mesh(model: BodyModel, name: str) -> PackedMesh:
         name: Name of the model's file, for the error.
 
     Returns:
-        The mesh data.
+        The encoded arrays, and the sizes that a page needs to decode them.
 
     Raises:
         DataError: The file has no triangles.
@@ -119,11 +119,11 @@ def pack_body(model: BodyModel, betas: npt.NDArray[np.floating]) -> PackedBody:
     """Encode the body of a person in the rest pose for a page.
 
     Args:
-        model: The body model.
+        model: Body model of the mesh.
         betas: Shape coefficients (n,) with n ≤ 300; missing coefficients are 0.
 
     Returns:
-        The body.
+        The encoded vertices and normals, and the person's skeleton.
     """
     person = model.person(betas)
     positions = person.rest_vertices - person.rest_joints[0]
@@ -149,7 +149,7 @@ class Clip:
 
 @dataclass(frozen=True, slots=True)
 class ScoreTable:
-    """The scores of one task as rows of text, and for each row the clips to watch, such as the worst."""
+    """The scores of one task as rows of text, and for each row (metric) the clips to watch, such as the worst clip."""
 
     task: str
     head: tuple[str, ...]

@@ -1,8 +1,8 @@
 """Software rasterizer of triangle meshes. It needs no display, no GPU and no system libraries.
 
 Numba, a dependency of librosa, compiles these functions. They release Python's global interpreter lock (GIL), so that
-several threads can draw frames at the same time. Each pixel has `SAMPLES`² samples. Lengths are in metres. Shape
-letters: V vertices, F triangles, B bones, H rows and W columns of pixels.
+several threads can draw frames at the same time. Each pixel is divided into `SAMPLES`² = 4 subpixels, 2 in each
+direction. Lengths are in metres. Shape letters: V vertices, F triangles, B bones, H rows and W columns of pixels.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ U8 = npt.NDArray[np.uint8]
 Triangles = npt.NDArray[np.int32]
 
 SAMPLES: Final = 2
-"""Number of samples of a pixel in each direction. More samples make edges smoother (anti-aliasing)."""
+"""Number of subpixels of a pixel in each direction. More subpixels make edges smoother (anti-aliasing)."""
 
 Kernel = TypeVar("Kernel", bound=Callable[..., Any])
 
@@ -122,10 +122,10 @@ def project(placed: F32, view: F32, width: int, height: int, screen: F32) -> Non
         view: (3, 4) matrix from world to camera coordinates. The axes of the camera point right, up and towards the
             viewer. Depth is minus the third coordinate. A point with depth 1 and second coordinate 1 is on the upper
             edge of the screen.
-        width: Samples across.
-        height: Samples down.
-        screen: (V, 3) output array, filled with column, row and 1/depth of each vertex. The third value is 0 for a
-            vertex behind the camera.
+        width: Width of the screen in subpixels.
+        height: Height of the screen in subpixels.
+        screen: (V, 3) output array, filled with column and row (in subpixels) and 1/depth of each vertex. The third
+            value is 0 for a vertex behind the camera.
     """
     for v in range(len(placed)):
         x, y, z = placed[v]
@@ -152,24 +152,24 @@ def _area(screen: F32, a: int, b: int, c: int) -> float:
 
 @_compiled
 def _span(a: float, b: float, c: float, size: int) -> tuple[int, int]:
-    """Return the first and last sample that a triangle can cover in a row or column of `size` samples.
+    """Return the indices of the first and last subpixel that a triangle can cover in a row or column of the screen.
 
-    a, b and c are the coordinates of the triangle's vertices along the row or column. If no sample is between these
-    coordinates, the returned first index is larger than the last index.
+    a, b and c are the coordinates of the triangle's vertices along the row or column, which has `size` subpixels. If no
+    subpixel has its centre between these coordinates, the first index is larger than the last index.
     """
     return max(0, int(np.ceil(min(a, b, c) - 0.5))), min(size - 1, int(np.floor(max(a, b, c) - 0.5)))
 
 
 @_compiled
 def fill(screen: F32, rgb: F32, triangles: Triangles, depth: F32, colour: U8) -> None:
-    """Draw the front sides of triangles. A sample keeps the colour that is nearest to the camera (depth test).
+    """Draw the front sides of triangles. Each subpixel gets the colour of the nearest triangle (depth test).
 
     Args:
         screen: (V, 3) column, row and 1/depth of each vertex, from `project`.
         rgb: (V, 3) colours from 0 to 255.
         triangles: (F, 3) indices of vertices.
-        depth: (2H, 2W) 1/depth of each sample, 0 where nothing has been drawn; changed in place.
-        colour: (2H, 2W, 3) colours of the samples; changed in place.
+        depth: (2H, 2W) 1/depth of each subpixel, 0 where nothing has been drawn; changed in place.
+        colour: (2H, 2W, 3) colours of the subpixels; changed in place.
     """
     height, width = depth.shape
     for f in range(len(triangles)):
@@ -200,12 +200,12 @@ def fill(screen: F32, rgb: F32, triangles: Triangles, depth: F32, colour: U8) ->
 
 @_compiled
 def cover(screen: F32, triangles: Triangles, mask: U8) -> None:
-    """Set a mask to 1 in every sample that a triangle covers.
+    """Set a mask to 1 in every subpixel whose centre is covered by a triangle.
 
     Args:
         screen: (V, 3) column, row and 1/depth of each vertex, from `project`.
         triangles: (F, 3) indices of vertices.
-        mask: (2H, 2W) one value for each sample; changed in place.
+        mask: (2H, 2W) one value for each subpixel; changed in place.
     """
     height, width = mask.shape
     for f in range(len(triangles)):
@@ -233,8 +233,8 @@ def floor(view: F32, eye: F32, centre: F32, sky: F32, line: F32, image: U8) -> N
         view: (3, 4) matrix, as in `project`, of a camera that is not tilted sideways.
         eye: (3,) position of the camera.
         centre: (3,) point of the floor. Lines fade with the distance from this point, and end at 5 m.
-        sky: (3,) colour of the image, from 0 to 255.
-        line: (3,) colour of the lines, from 0 to 255.
+        sky: (3,) colour of the background, from 0 to 255.
+        line: (3,) colour of the floor's lines, from 0 to 255.
         image: (H, W, 3) image that contains only the colour `sky`; changed in place.
     """
     height, width = image.shape[:2]
@@ -269,14 +269,16 @@ def floor(view: F32, eye: F32, centre: F32, sky: F32, line: F32, image: U8) -> N
 
 @_compiled
 def compose(depth: F32, colour: U8, mask: U8, light: float, image: U8) -> None:
-    """Draw figures, given as several samples per pixel, over an image of the floor, and darken the floor in the shadow.
+    """Draw figures over an image of the floor, and darken the floor in the shadow.
+
+    Each pixel gets the mean colour of its subpixels.
 
     Args:
-        depth: (2H, 2W) 1/depth of each sample, 0 where no figure has been drawn.
-        colour: (2H, 2W, 3) colours of the samples.
-        mask: (2H, 2W) 1 in the shadow.
+        depth: (2H, 2W) 1/depth of each subpixel, 0 where no figure has been drawn.
+        colour: (2H, 2W, 3) colours of the subpixels.
+        mask: (2H, 2W) 1 for subpixels in the shadow, otherwise 0.
         light: Brightness of the floor in the shadow, relative to the floor outside the shadow.
-        image: (H, W, 3); changed in place.
+        image: (H, W, 3) image of the floor; changed in place.
     """
     height, width = image.shape[:2]
     for row in range(height):
@@ -301,11 +303,11 @@ def compose(depth: F32, colour: U8, mask: U8, light: float, image: U8) -> None:
 
 @_compiled
 def lay_over(image: U8, layer: U8, left: int, top: int) -> None:
-    """Blend a layer with transparency into an image; parts of the layer outside of the image are cut off.
+    """Blend a layer with transparency into an image; pixels of the layer outside the image are ignored.
 
     Args:
-        image: (H, W, 3); changed in place.
-        layer: (h, w, 4) RGBA.
+        image: (H, W, 3) RGB image; changed in place.
+        layer: (h, w, 4) RGBA image of any height h and width w.
         left: Column of the image for the layer's first column; may be negative.
         top: Row of the image for the layer's first row; may be negative.
     """

@@ -86,7 +86,7 @@ class _Rings:
             v: Second half axes (R, 3) in metres.
 
         Returns:
-            The rings.
+            R rings.
         """
         return cls(centres, u, v, np.full((len(centres), 2), bone), np.zeros(len(centres)))
 
@@ -112,7 +112,7 @@ class _Builder:
         Args:
             positions: Positions (V, 3) in metres.
             bones: Indices (V, 2) of the two bones of each vertex.
-            weights: Weight of the second bone (V,), in [0, 1].
+            weights: Weight (V,) of the second bone of each vertex, in [0, 1].
             triangles: Indices (F, 3) of the vertices of each triangle. All triangles are clockwise or all are
                 counterclockwise.
             colour: Colour of all vertices.
@@ -126,7 +126,7 @@ class _Builder:
         Args:
             rings: The R rings, in order.
             colour: Colour of the surface.
-            sides: Vertices on each ring.
+            sides: Number of vertices on each ring.
         """
         positions = _ellipses(rings, sides)
         bones, weights = np.repeat(rings.bones, sides, axis=0), np.repeat(rings.weights, sides)
@@ -143,7 +143,7 @@ class _Builder:
             radii: Radii of the two hemispheres, in metres.
             bone: Index of the bone, below `BONES`.
             colour: Colour of the surface.
-            sides: Vertices on each ring.
+            sides: Number of vertices on each ring.
         """
         start, end = np.array([*a]), np.array([*b])
         along = _unit(end - start) if np.any(end != start) else np.array([0.0, 0.0, 1.0])  # any direction, for a sphere
@@ -161,7 +161,7 @@ class _Builder:
             axis: Axis of the tube: 0, 1 or 2 for x, y or z.
             rows: Rings from one end to the other.
             colour: Colour of the surface.
-            sides: Vertices on each ring.
+            sides: Number of vertices on each ring.
         """
         others = [k for k in range(3) if k != axis]
         rows = [rows[0], *rows, rows[-1]]
@@ -192,7 +192,8 @@ class _Builder:
 class _Row:
     """A ring of a tube along a coordinate axis: an ellipse perpendicular to the axis.
 
-    `at` is the position on the axis. `half` (half axes) and `centre` are along the other two axes. All are in metres.
+    `at` is the position on the axis. `half` (half axes) and `centre` have one value for each of the other two axes. All
+    are in metres.
     """
 
     at: float
@@ -212,13 +213,13 @@ def _ellipses(rings: _Rings, sides: int) -> F64:
 
 
 def _quads(rings: int, sides: int) -> npt.NDArray[np.int64]:
-    """Return the triangles that join each ring of vertices to the next ring."""
+    """Return the triangles (F, 3) that join each of `rings` rings to the next ring; each ring has `sides` vertices."""
     here = np.arange(sides)
     return np.concatenate([_joined(here + ring * sides, here + (ring + 1) * sides) for ring in range(rings - 1)])
 
 
 def _joined(ring: npt.NDArray[np.int64], other: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-    """Return the triangles that join two rings of vertices."""
+    """Return the triangles (F, 3) that join two rings, which are given as indices of their vertices."""
     ahead, other_ahead = np.roll(ring, -1), np.roll(other, -1)
     return np.stack([ring, ahead, other, ahead, other_ahead, other], axis=1).reshape(-1, 3)
 
@@ -395,7 +396,7 @@ _SKULL_BACK: Final = 0.104
 
 
 def _on_head(directions: F64) -> F64:
-    """Return the points (N, 3) of the head's surface in the given directions from the centre of the head.
+    """Return the points (N, 3) of the head's surface in N directions from the centre of the head.
 
     `directions` (N, 3) are unit vectors. The head is an egg with cheeks, jaw and chin.
     """
@@ -412,8 +413,8 @@ def face_depth(x: npt.ArrayLike, y: npt.ArrayLike) -> F64:
     """Return the z coordinate of the face at x and y, computed by 30 steps of a fixed-point iteration.
 
     Args:
-        x: Coordinate in metres, scalar or (N,).
-        y: Coordinate in metres, scalar or (N,).
+        x: Coordinate of N points in metres, (N,), or a scalar.
+        y: Coordinate of N points in metres, (N,), or a scalar.
 
     Returns:
         z (N,) in metres; (1,) for scalars.
@@ -519,7 +520,7 @@ class Faces:
             jaw: Rotation vectors (T, 3) of the jaw in radians.
 
         Returns:
-            The movements.
+            The six movements, such as the opening of the mouth, each (T,) in metres.
         """
         e = np.asarray(expressions, np.float64).T
         half = np.linalg.norm(jaw, axis=1) / 2
@@ -656,7 +657,8 @@ PARTS: Final[dict[Colour, str]] = {
 def palette(track: int) -> F32:
     """Return the RGB colours (7, 3) of the figure of one track, in the order of `COLOURS`. Values are from 0 to 1.
 
-    `track` is the number of the track. It selects the tint, which distinguishes the figures of different tracks.
+    `track` is the index of the track, from 0. It selects the tint (main colour of the clothes), which distinguishes the
+    figures of different tracks.
     """
     tint = _rgb(TINTS[track % len(TINTS)])
     own = {"tint": tint, "shoe": tint * 0.5} | {name: _rgb(colour) for name, colour in PARTS.items()}

@@ -1,7 +1,7 @@
 """Tracks: the motion, sound and words of a sample, a result or a motion file, for pages, videos and exports.
 
 A track is one version of a clip: its recording, or a result that a system generated for the clip. Tracks with the same
-`clip` are shown side by side. Shape letters: T frames at 30 Hz, N samples, F mel frames at 100 Hz.
+`clip` are shown side by side. Shape letters: T frames at 30 Hz, N audio samples, F mel frames at 100 Hz.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ _MOTION_FOLDERS: Final = ("smplxflame_30", "speakers_1234_smplx_neutral_npz")
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Sound:
-    """Mono audio: samples and sampling rate."""
+    """Mono audio: samples (N,) and sampling rate in Hz."""
 
     samples: F32
     """(N,) amplitudes, nominally in [-1, 1]."""
@@ -282,7 +282,19 @@ def _beside(path: Path, clip: str, ending: str) -> Path | None:
 
 
 def decoded(path: Path, data: bytes, decode: Callable[[bytes], T]) -> T:
-    """Decode the content of a file; raise DataError with the file's path if `preprocess` would reject the content."""
+    """Decode the content of a file, and name the file in the error if the content is rejected.
+
+    Args:
+        path: Path of the file, for the error.
+        data: Content of the file.
+        decode: Function that decodes the content. It raises RecordingFault for content that `preprocess` rejects.
+
+    Returns:
+        The result of `decode`.
+
+    Raises:
+        DataError: `decode` has raised RecordingFault.
+    """
     try:
         return decode(data)
     except RecordingFault as fault:
@@ -330,7 +342,7 @@ def unlisted_files(folder: Path, results: Mapping[Path, GeneratedRecord]) -> lis
     """Return the NPZ files that no record lists. Search a folder of results, and its sub-folders that contain records.
 
     Args:
-        folder: The folder.
+        folder: Folder of results.
         results: All records in the folder and its sub-folders, by path.
 
     Returns:
@@ -367,7 +379,7 @@ def is_record(path: Path, *, named: bool = False) -> bool:
     stem.
 
     Args:
-        path: The file.
+        path: The JSON file.
         named: Whether the user named this file.
 
     Returns:

@@ -1,7 +1,8 @@
 """Implementation of `omniges render`: write tracks to one video file.
 
 The file is MP4 with H.264 and AAC. Frames are drawn and encoded one after the other, so that memory does not grow with
-the length of the video. The index is at the beginning of the file, so that players start before the download ends.
+the length of the video. The index of the frames is at the beginning of the file, so that players start before the
+download ends.
 """
 
 from __future__ import annotations
@@ -157,7 +158,7 @@ def render_clip(
     """Write a video of one clip with loaded tracks.
 
     Args:
-        clip: The clip.
+        clip: Clip with loaded tracks.
         settings: Look of the video, and the file to write. The paths in the settings are not used.
         model: Body model with triangles, to draw its mesh; None: draw the generic figure of `omniges.exchange.solid`.
         count: Function that is called with (done, total) seconds.
@@ -217,7 +218,11 @@ def _with_faces(path: Path) -> BodyModel:
 
 
 def _chosen_sound(clip: Clip, name: str | None) -> Track | None:
-    """Return the track whose sound the video plays; None for a silent video."""
+    """Return the track that provides the sound of the video; None for a silent video.
+
+    `name` is the name of a track, or "off" for a silent video. None selects the first track with sound. Raise
+    UsageFault if the named track does not exist or has no sound.
+    """
     heard = [track for track in clip.tracks if track.audio is not None]
     if name is None:
         return heard[0] if heard else None
@@ -263,7 +268,7 @@ def _canvas(
 
 @functools.cache
 def _compile() -> None:
-    """Compile the drawing functions, or load them from numba's cache. Call this before several threads use them."""
+    """Compile the drawing functions, or load them from numba's cache. Call this before several threads draw."""
     with compiling("omniges"):
         from omniges.exchange import raster  # noqa: PLC0415
         from omniges.exchange.drawing import Canvas, Captions, Lettering, Panel  # noqa: PLC0415

@@ -88,7 +88,7 @@ def clips_of(tracks: Iterable[Track], *, together: bool = False) -> list[Clip]:
     """Group tracks into clips: all tracks of one recording form one clip.
 
     Args:
-        tracks: The tracks.
+        tracks: Tracks of any clips, in any order.
         together: Put all tracks into one clip instead.
 
     Returns:
@@ -122,7 +122,7 @@ def parts_of(
         only: Names of the clips whose tracks are loaded; None: all clips.
 
     Yields:
-        The cut tracks.
+        The tracks, cut to the part to show.
 
     Raises:
         UsageFault: A track ends before the part begins, or all tracks together are longer than `MAX_SECONDS`.
@@ -157,7 +157,7 @@ def score_tables(report: Report) -> list[ScoreTable]:
     """Return the tables of a report, with clips to watch for each metric (worst, median and best).
 
     Args:
-        report: The report.
+        report: Report of an evaluation.
 
     Returns:
         A table for each task.
@@ -208,7 +208,7 @@ def view_scores(
     the page shows the first clip of each task.
 
     Args:
-        report: The scores.
+        report: Report of an evaluation, with the scores of `results`.
         results: Folders of the results.
         shards: Folder of the recordings.
         output_file: HTML file to write.

@@ -83,7 +83,7 @@ def _analysis(precision: str) -> tuple[npt.NDArray[Any], Any, Callable[..., Any]
 
 
 def _blocks_of_frames(samples: F32, frames: int) -> Iterator[tuple[int, F32]]:
-    """Yield blocks of frames as (index of the first frame, strided view (n, 1024)).
+    """Yield blocks of n frames as (index of the first frame, strided view (n, 1024) of the audio).
 
     Frame j is centred on sample 160·j. Most frames are views of the audio itself. A frame that reaches past the start
     or the end of the audio is a view of a copy, in which reflection extends the audio.
@@ -110,7 +110,7 @@ def _blocks_of_frames(samples: F32, frames: int) -> Iterator[tuple[int, F32]]:
 
 
 def _mel_block(frames: npt.NDArray[Any], precision: Literal["float32", "float64"]) -> npt.NDArray[Any]:
-    """Return mel magnitudes (64, n) of frames (n, 1024)."""
+    """Return mel magnitudes (64, n) of n frames (n, 1024); the frames are not yet multiplied by the window."""
     window, filters, rfft = _analysis(precision)
     windowed = np.multiply(frames, window, dtype=precision)
     spectrum = rfft(windowed.T, axis=0, overwrite_x=True)
@@ -253,7 +253,8 @@ class Cancellation:
         """Description of the cancellation; None if the channels do not cancel.
 
         Let s be the standard deviation over time of the mixed-down signal, the mean of C channels. Uncorrelated
-        channels with standard deviations σ have s = sqrt(Σ σ²) / C. Channels cancel if s is below a quarter of this.
+        channels with standard deviations σ have s = sqrt(Σ σ²) / C. Channels cancel if s is below a quarter of this
+        value.
         """
         if not self._count:
             return None
@@ -269,7 +270,7 @@ def mix_down_in_phase(samples: npt.NDArray[np.floating]) -> F32:
     """Return the mean of the channels as `mix_down` does, and refuse channels that cancel each other.
 
     Args:
-        samples: Samples (N, C), or mono audio (N,).
+        samples: Audio of C channels (N, C), or mono audio (N,).
 
     Returns:
         Mono samples (N,) float32.
@@ -295,11 +296,11 @@ def resample(samples: F32, rate_hz: int) -> F32:
     """Resample mono audio to 16 kHz with librosa and soxr (high quality); 16 kHz audio is unchanged.
 
     Args:
-        samples: Samples (N,).
+        samples: Mono audio of N samples, (N,).
         rate_hz: Sample rate of the input in Hz.
 
     Returns:
-        Samples (M,) at 16 kHz.
+        Mono audio at 16 kHz, of M samples, (M,).
     """
     if rate_hz == SAMPLE_RATE_HZ:
         return samples
@@ -314,11 +315,11 @@ def loudness_gain(samples: F32, rule: Loudness) -> float:
     sample's metadata stores the factor, so that the scaling can be undone.
 
     Args:
-        samples: Samples (N,).
-        rule: ``none`` or ``peak``.
+        samples: Mono audio (N,).
+        rule: Loudness rule, ``none`` or ``peak``.
 
     Returns:
-        The factor.
+        The factor; multiply the audio by it.
     """
     if rule == "none":
         return 1.0

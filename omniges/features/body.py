@@ -6,9 +6,9 @@ joint tree and the meaning of the angles are those of SMPL-X. The joint position
 distinguish raised from lowered hands. They are not suitable for metrics that are defined on the body model. In the rest
 pose the person stands upright along +y with the arms stretched out (T-pose), faces +z, and has the left side at +x.
 
-The SMPL-X body (Loper et al. 2015, Pavlakos et al. 2019) is computed from the user's model file: its regressor gives
-the rest joints, and linear blend skinning moves its vertices. In recordings, angles of hands are relative to the
-model's mean hand. This module adds the mean hand, as published tools for BEAT2 do.
+The SMPL-X body (Loper et al. 2015, Pavlakos et al. 2019) is computed from the user's model file. The joint regressor
+of the file gives the rest joints, and linear blend skinning moves the vertices. In recordings, angles of hands are
+relative to the model's mean hand. This module adds the mean hand, as published tools for BEAT2 do.
 
 The last bits of BLAS matrix products differ between CPUs. This is allowed here, because shards do not depend on this
 module.

@@ -101,7 +101,7 @@ class MotionArrays:
 
 
 def _series(first_factorial: int, terms: int) -> tuple[float, ...]:
-    """Return the coefficients (−1)^k / (2k + first_factorial)! of an even power series, highest power first."""
+    """Return `terms` coefficients (−1)^k / (2k + first_factorial)! of an even power series, highest power first."""
     return tuple((-1) ** k / math.factorial(2 * k + first_factorial) for k in reversed(range(terms)))
 
 
@@ -304,10 +304,10 @@ def motion_from_gesture(clip: GestureClip) -> MotionArrays:
     A joint whose rotation is NaN in all frames is absent. Its angles are NaN in the result.
 
     Args:
-        clip: The gesture channels.
+        clip: The gesture channels of T frames.
 
     Returns:
-        The motion.
+        Poses, expressions and translations of the T frames.
     """
     frames = len(clip.gesture)
     poses = np.full((frames, POSE_COLUMNS), np.nan)
@@ -348,10 +348,10 @@ def clip_of_channels(stream: F32, start_xz: F64) -> GestureClip:
 
     Args:
         stream: Channels (T, 415) or (T, 424).
-        start_xz: x and z (2,) of the first frame in metres.
+        start_xz: x and z (2,) of the root in the first frame, in metres.
 
     Returns:
-        The clip.
+        The gesture arrays of a clip of T frames.
     """
     jaw_eyes = stream[:, JAW_EYES_CHANNELS]
     if not jaw_eyes.shape[1]:

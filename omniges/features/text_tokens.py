@@ -214,7 +214,7 @@ class _Demand:
 
 @dataclass(frozen=True, slots=True)
 class _Placed:
-    """An assignment of ticks to the first k words of a clip. All their ticks are before tick ``end``.
+    """An assignment of ticks to the first k words of a clip. All assigned ticks are before tick ``end``.
 
     The cost is the sum of squared shifts that `_place` minimizes, plus a constant for each dropped word. `_place` keeps
     an assignment only if it costs less than all assignments that end at the same tick or earlier.

@@ -92,7 +92,10 @@ def _header(start: bytes | memoryview, name: str, total_bytes: int) -> _Header:
 
 
 def _content(body: bytes | memoryview, header: _Header) -> Array:
-    """Convert npy bytes with the checked header `header` to a new C-ordered array in native byte order."""
+    """Convert the bytes of an npy file (header and data) to a new C-ordered array in native byte order.
+
+    `header` is the content of this header, which has been parsed and checked.
+    """
     flat = np.frombuffer(body, header.dtype, offset=header.header_bytes)
     shaped = flat.reshape(header.shape, order="F" if header.fortran else "C")
     return np.array(shaped, dtype=flat.dtype.newbyteorder("="), order="C")
@@ -226,7 +229,7 @@ def read_array(path: Path, wanted: str) -> npt.NDArray[Any]:
         wanted: Description of the expected content, for errors.
 
     Returns:
-        The array.
+        The array, C-ordered and in native byte order.
 
     Raises:
         UsageFault: The file does not exist.
@@ -244,7 +247,7 @@ def checked(array: Numbers, what: str, shape: tuple[int | None, ...], *, at_leas
     """Return an array as float64 after checking its shape and values.
 
     Args:
-        array: The array.
+        array: Array to check.
         what: Name of the array, for errors.
         shape: Expected shape; an axis given as None may have any length.
         at_least: Minimum number of rows.

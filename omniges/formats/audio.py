@@ -74,10 +74,10 @@ _LOOKS_LIKE = (
 class Wav:
     """The audio of one WAV file.
 
-    ``samples``: float32, (n,) for mono, otherwise (n, channels). Integers are scaled to [-1, 1), floats are not scaled.
-    The array may be a read-only view of the input. ``rate_hz``: samples per second. ``encoding``: pcm8, pcm16, pcm24,
-    pcm32, float32, float64, alaw or mulaw. ``pcm``: the integer samples (n,) if the audio is mono and the encoding is
-    pcm16 (int16) or pcm24 (int32), otherwise None.
+    ``samples``: n samples of each channel, float32, (n,) for mono, otherwise (n, channels). Integers are scaled to
+    [-1, 1), floats are not scaled. The array may be a read-only view of the input. ``rate_hz``: samples per second.
+    ``encoding``: pcm8, pcm16, pcm24, pcm32, float32, float64, alaw or mulaw. ``pcm``: the integer samples (n,) if the
+    audio is mono and the encoding is pcm16 (int16) or pcm24 (int32), otherwise None.
     """
 
     samples: npt.NDArray[np.float32]
@@ -548,7 +548,11 @@ def _finite_range(raw: Array, first: int) -> tuple[Array, Array]:
 
 
 def _refuse_silence(low: Array, high: Array, count: int) -> None:
-    """Refuse audio in which every channel is constant."""
+    """Refuse audio in which every channel is constant.
+
+    `low` and `high` have the lowest and highest value of each channel. `count` is the number of samples
+    of each channel, for the error.
+    """
     if np.all(low == high):
         found = f"{count} samples, all of them {np.ravel(low)[0]}"
         raise RecordingFault("wav-silent", found, "sound")
@@ -560,7 +564,7 @@ def decode_flac(data: bytes, max_samples: int) -> tuple[npt.NDArray[np.int32], L
     Args:
         data: Bytes of the FLAC stream.
         max_samples: Largest number of samples. Memory is allocated block by block, so a false count in the header does
-            no harm.
+            not cause a large allocation.
 
     Returns:
         Values (n,) int32, and the number of bits of a value, 16 or 24.

@@ -40,7 +40,7 @@ def decode_body_model(data: bytes | memoryview) -> BodyModel:
         data: Bytes of the file.
 
     Returns:
-        The model.
+        The arrays of the body model, with lengths in metres.
 
     Raises:
         RecordingFault: The file cannot be used; the finding code begins with ``npz-``.

@@ -73,9 +73,9 @@ class Motion:
     ``expressions``: (T, 100). ``trans``: (T, 3) in metres. ``betas``: (300,); the first ``betas_columns`` values come
     from the file, the others are 0. Arrays are float32 or float64, as stored; float16 becomes float32.
     ``frame_rate_hz`` and ``source_frames`` describe the file; every ``frame_stride``-th frame of it was kept.
-    ``gender`` and ``model`` are "" if the file has no readable text for them. ``key_style`` tells the keys of the file:
-    "beat2" (one array ``poses``), "split" (an array for each part of the pose) or "smplx" (keys of the package smplx).
-    It is "arrays" for motion that is not from a file.
+    ``gender`` and ``model`` are "" if the file has no readable text for them. ``key_style`` is the kind of keys
+    in the file: "beat2" (one array ``poses``), "split" (an array for each part of the pose) or "smplx" (keys of the
+    package smplx). It is "arrays" for motion that is not from a file.
     """
 
     poses: Array
@@ -133,7 +133,7 @@ def decode_motion(data: bytes | memoryview, *, standing: bool = True, rate_hz: f
         rate_hz: Frame rate in Hz, used only if the file does not state it.
 
     Returns:
-        The motion.
+        Motion of T frames at 30 frames per second, with notes.
 
     Raises:
         RecordingFault: The motion cannot be used; the finding code begins with ``npz-``.
@@ -167,7 +167,7 @@ def decode_motion(data: bytes | memoryview, *, standing: bool = True, rate_hz: f
 
 
 def _usable(members: dict[str, Member], style: str) -> list[str]:
-    """Remove incomplete parts, and hands stored as PCA coefficients; return a text for each absent part."""
+    """Remove incomplete parts and PCA coefficients of hands from `members`; return a text for each absent part."""
     lacking = []
     if (hands := _lacking_part(members, style, ("hands", "left_hand", "right_hand"))) is not None:
         lacking.append(f"hands{hands}")
@@ -184,8 +184,8 @@ def _lacking_part(members: dict[str, Member], style: str, names: tuple[str, ...]
     Args:
         members: Members of the file. The members of an incomplete part are removed from this dictionary.
         style: Key style of the file: "beat2", "split" or "smplx" (see `Motion`).
-        names: The member with the whole part, then the two members with its left and right side.
-        beside: Name of one more member that the part needs; "": none.
+        names: Name of the member with the whole part, then the names of the members with its left and right side.
+        beside: Name of one more member that the part needs, such as the jaw for the eyes; "": no other member.
 
     Returns:
         None if the part is complete, "" if a member is missing, or " (reason)" for PCA coefficients.
@@ -389,7 +389,7 @@ def write_motion(
     """Write an NPZ of BEAT2 to a seekable stream, from blocks of frames, with the same bytes as `encode_motion`.
 
     Args:
-        stream: The stream.
+        stream: Seekable binary stream, such as an open file.
         frames: Total number of frames.
         blocks: For each of ``poses``, ``expressions`` and ``trans``: blocks (n, columns) in order of time; an absent
             array is left out.
@@ -481,7 +481,7 @@ def _compared(archive: Archive, others: list[tuple[str, str]], motion: Mapping[s
     """Compare arrays that a file contains twice; refuse the file if their values differ.
 
     Args:
-        archive: The file.
+        archive: The opened NPZ file.
         others: (name, second key) of each array that occurs twice.
         motion: Arrays that were read by the chosen key: ``poses`` (T, 165), ``expressions`` (T, n), ``trans`` (T, 3).
 
@@ -631,7 +631,9 @@ def _check_values(name: str, array: Array) -> None:
 
 
 def _check_place(trans: Array) -> tuple[Problem, ...]:
-    """Refuse positions far above or below the origin, such as values in centimetres; return a note if a body moves far.
+    """Refuse positions far above or below the origin, such as values in centimetres.
+
+    Return a note if the positions along an axis have a range of more than `_MAX_RANGE_M` (20 m).
 
     Args:
         trans: Positions (T, 3) in metres, NaN if absent.
@@ -656,7 +658,11 @@ def _check_place(trans: Array) -> tuple[Problem, ...]:
 
 
 def _check_upright(root: Array) -> None:
-    """Refuse motion in which the body's up axis, (0, 1, 0), does not mostly point along +y."""
+    """Refuse motion in which the body's up axis, (0, 1, 0), does not mostly point along +y.
+
+    `root` (T, 3) are axis-angles in radians. The y component of the up axis must be above 0.5 in
+    the median over all frames.
+    """
     w = root.astype(np.float64)
     angle = np.sqrt(np.einsum("ti,ti->t", w, w))
     x, y, z = (w / np.maximum(angle, 1e-12)[:, None]).T

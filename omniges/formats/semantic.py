@@ -33,7 +33,7 @@ def decode_semantic(data: bytes) -> tuple[SemanticSpan, ...]:
         data: Bytes of the file.
 
     Returns:
-        The spans.
+        The spans; their times are in seconds.
 
     Raises:
         RecordingFault: The file is not UTF-8, is larger than 4 MiB, or has an invalid line (``sem-invalid``).
@@ -66,7 +66,7 @@ def check_span(span: SemanticSpan, place: str) -> None:
     """Refuse a span with impossible times or an impossible score.
 
     Args:
-        span: The span.
+        span: Span to check.
         place: Position of the span in its source, for the error.
 
     Raises:

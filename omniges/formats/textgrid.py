@@ -176,7 +176,7 @@ class _Masked:
         return float(token)
 
     def count(self, index: int) -> int:
-        """Return the number with this index in `numbers` as an int; refuse a number that cannot be a count."""
+        """Return the number with this index in `numbers` as an int; refuse a number that is not a count ≥ 0."""
         value = self.number(index)
         if not (0 <= value < 1e9 and value == int(value)):
             found = f"line {self.line(index)}: {_short(self.numbers[index])}"
@@ -278,7 +278,10 @@ def is_silence(label: str) -> bool:
 
 
 def _is_spoken(character: str) -> bool:
-    """Return whether a label of this character alone is a word; False for most punctuation and invisible characters."""
+    """Return whether a label that consists only of this character is a word.
+
+    This is False for most punctuation and for invisible characters.
+    """
     return character in _SPOKEN_MARKS or unicodedata.category(character)[0] not in "PCZ"
 
 
@@ -534,7 +537,10 @@ def _choose(grid: _Grid, wanted: str | None, speakers: Collection[str]) -> tuple
 
 
 def _first_spoken(grid: _Grid, tiers: Sequence[_Tier]) -> tuple[_Tier, tuple[Problem, ...]]:
-    """Return the first tier that has words, and a note if another tier has other words."""
+    """Return the first tier that has words, and a note if another tier has other words.
+
+    If all tiers are without words, return the first tier.
+    """
     if len(tiers) == 1:
         return tiers[0], ()
     words = [[item for item in grid.intervals(tier) if is_word(item.word)] for tier in tiers]
@@ -558,7 +564,7 @@ def _is_wanted(name: str, wanted: str | None) -> bool:
 
 
 def _plain(name: str) -> str:
-    """Return a tier's name without stray quotes around it."""
+    """Return a tier's name without white space and quotation marks around it."""
     return name.strip().strip("\"'").strip()
 
 
@@ -668,7 +674,7 @@ def words_in_order(intervals: Sequence[WordInterval]) -> tuple[list[WordInterval
         intervals: Intervals of one tier with finite times, in the order of the file.
 
     Returns:
-        The words, and notes.
+        The words in order of time, and one note for each kind of change.
 
     Raises:
         RecordingFault: Intervals are out of order or overlap by more than 10 ms.

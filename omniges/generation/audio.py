@@ -56,7 +56,7 @@ class Held:
             stop: Row after the last row of the range.
 
         Returns:
-            The rows.
+            The rows that exist in this range.
         """
         return self._array[start:stop]
 
@@ -160,8 +160,8 @@ def read_log_mel(path: Path, folder: Path | None, loudness: Loudness = "none") -
 
     Args:
         path: The file, in any format that libsndfile reads.
-        folder: Folder of temporary files, see `Spool`.
-        loudness: Rule by which the audio is scaled.
+        folder: Folder for the temporary file with the mel; None: the system's folder for temporary files.
+        loudness: Loudness rule, "none" or "peak", by which the audio is scaled (see `loudness_gain`).
 
     Returns:
         The log-mel, its length in ticks, and warnings.
@@ -191,8 +191,8 @@ def log_mel_of_samples(
     Args:
         samples: Samples (N,) or (N, channels), nominally in [−1, 1].
         rate_hz: Sample rate in Hz.
-        folder: Folder of temporary files, see `Spool`.
-        loudness: Rule by which the audio is scaled.
+        folder: Folder for the temporary file with the mel; None: the system's folder for temporary files.
+        loudness: Loudness rule, "none" or "peak", by which the audio is scaled (see `loudness_gain`).
 
     Returns:
         The log-mel, its length in ticks, and warnings.
@@ -207,7 +207,7 @@ def log_mel_of_samples(
 
 
 def _wav(path: Path, file: IO[bytes]) -> WavStream | None:
-    """Open the file as a WAV; return None if libsndfile has to read it."""
+    """Open the file as a WAV; return None if it is not a WAV or has an encoding that libsndfile has to read."""
     if os.pread(file.fileno(), 4, 0) not in FORMS and path.suffix.lower() != ".wav":
         return None
     try:

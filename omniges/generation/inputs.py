@@ -136,7 +136,7 @@ class Condition:
             count: Number of ticks.
 
         Returns:
-            The rows of those ticks that exist.
+            The rows of these ticks; ticks after the end of the stream are left out.
 
         Raises:
             ValueError: The stream has only words, because the model's text is stored as latents.
@@ -156,12 +156,12 @@ def read_audio(path: Path, folder: Path | None = None, loudness: Loudness = "non
     """Read audio in any format that libsndfile reads, of any sample rate and number of channels.
 
     Args:
-        path: The file.
-        folder: Folder of temporary files, see `Spool`.
-        loudness: Rule by which the audio is scaled.
+        path: The audio file.
+        folder: Folder for the temporary file with the mel; None: the system's folder for temporary files.
+        loudness: Loudness rule, "none" or "peak", by which the audio is scaled.
 
     Returns:
-        The audio stream.
+        The audio stream of an input (log-mel). Its name is the stem of the file.
 
     Raises:
         UsageFault: The file does not exist.
@@ -179,12 +179,12 @@ def audio_condition(loaded: LoadedAudio, name: str, path: str, digest: str) -> C
 
     Args:
         loaded: The log-mel of the audio.
-        name: Name of the results.
+        name: Name of the input; the names of its results begin with it.
         path: Path of the file, for records.
         digest: The sha256 of the file.
 
     Returns:
-        The audio stream.
+        The audio stream of an input (log-mel).
     """
     return Condition("audio", name, loaded.ticks, loaded.mel, path, digest, tuple(loaded.warnings))
 
@@ -208,7 +208,7 @@ def read_text(
             file.
 
     Returns:
-        The text stream.
+        The text stream of an input: words with times and, if `codec` is given, text tokens.
 
     Raises:
         UsageFault: The file does not exist, or plain text is given without a rate.
@@ -236,7 +236,10 @@ def read_text(
 
 
 def _compare_lengths(path: str, words: Sequence[Mapping[str, Any]], length_s: float, seconds: float) -> list[str]:
-    """Refuse a TextGrid with words far beyond the end of the other streams; return a warning if it ends long before."""
+    """Compare the length of a TextGrid, `length_s`, with the length of the other streams, `seconds`.
+
+    Refuse the TextGrid if its last word ends far after the other streams. Return a warning if it ends long before them.
+    """
     last_s = float(words[-1]["end"])
     if last_s > seconds + MAX_AUDIO_LONGER_S:
         raise DataError(
@@ -262,12 +265,12 @@ def words_condition(
         words: Words (``word``, ``start``, ``end`` in seconds), in order of time.
         codec: Tokenizer of text tokens; None: the model's text is stored as latents.
         length_s: Length in seconds; None: the stream ends 0.3 s after the last word.
-        name: Name of the results.
+        name: Name of the input; the names of its results begin with it.
         origin: Path and sha256 of the file, for records.
         warnings: Warnings about the file; they become warnings of the stream.
 
     Returns:
-        The text stream.
+        The text stream of an input: the words and, if `codec` is given, their text tokens.
 
     Raises:
         DataError: The length is below a tick or above `LONGEST_S` (24 hours), no word starts within the length, or all
@@ -308,7 +311,7 @@ def words_condition(
 
 
 def _textgrid(path: str, data: bytes, seconds: float | None) -> tuple[list[dict[str, Any]], float | None, list[str]]:
-    """Parse a TextGrid; return its words, its length in seconds (never None) and warnings.
+    """Parse a TextGrid; return its words, its length in seconds (unlike in `_plain`, never None) and warnings.
 
     `seconds` is the length of the input's other streams; None: there are none. A TextGrid that does not fit this length
     is refused.
@@ -365,13 +368,13 @@ def read_gesture(
     """Read SMPL-X motion from an NPZ file in the format of BEAT2.
 
     Args:
-        path: The NPZ file.
-        folder: Folder of temporary files, see `Spool`.
+        path: NPZ file with SMPL-X motion.
+        folder: Folder for the temporary file with the channels; None: the system's folder for temporary files.
         rate_hz: Frames per second of a file that does not state its frame rate.
         channels: Channels of the model's gesture stream, 415 or 424.
 
     Returns:
-        The gesture stream.
+        The gesture stream of an input, with the channels and the body of the motion.
 
     Raises:
         UsageFault: The file does not exist.
@@ -398,11 +401,11 @@ def read_body(path: Path, rate_hz: float | None = None) -> Body:
     """Read the body of a motion file.
 
     Args:
-        path: The NPZ file.
+        path: NPZ file with SMPL-X motion.
         rate_hz: Frames per second of a file that does not state its frame rate.
 
     Returns:
-        The body.
+        Shape, gender, body model and start position.
 
     Raises:
         UsageFault: The file does not exist.
@@ -427,14 +430,14 @@ def sample_condition(
     """Create one stream of an input from a sample of a shard folder.
 
     Args:
-        sample: The sample.
-        stream: Name of the stream.
-        reading: Settings for reading.
+        sample: Sample to read the stream from.
+        stream: Name of the stream to create: text, audio or gesture.
+        reading: Settings for reading inputs for the model, such as tokenizer and loudness rule.
         shards: Path of the shard folder, for records.
         latents_of: Name of a codec. The stream then also contains the latents of this codec. None: no latents.
 
     Returns:
-        The stream.
+        The stream, cut to complete ticks. Its name is the key of the sample.
     """
     row = sample.row
     warnings: tuple[str, ...] = ()
@@ -515,10 +518,10 @@ def planned_inputs(conditions: Sequence[StreamName], sources: Sources, reading: 
     Args:
         conditions: Streams that are conditions of the task.
         sources: Files or samples that the user gives.
-        reading: Settings for reading.
+        reading: Settings for reading inputs for the model, such as tokenizer and loudness rule.
 
     Returns:
-        The inputs.
+        The inputs, as names and functions that load them.
 
     Raises:
         UsageFault: The sources do not fit the task.
@@ -680,9 +683,9 @@ def cut_input(item: Input, seconds: float | None, reading: Reading) -> Input:
     """Cut all streams of an input to the same length, a whole number of tokens of the model.
 
     Args:
-        item: The input.
+        item: Input whose streams may differ in length.
         seconds: Largest length in seconds; None: the length of the shortest stream.
-        reading: Settings for reading.
+        reading: Settings for reading inputs for the model, such as tokenizer and loudness rule.
 
     Returns:
         The input with streams of equal length.
@@ -761,7 +764,7 @@ def latents_of(folder: ShardFolder, entry: CodecEntry | None) -> str | None:
     encoded window by window are not used, because those windows may differ from the windows of the result.
 
     Args:
-        folder: The shard folder.
+        folder: Opened shard folder with the recordings.
         entry: Codec of the model for a stream; None: the stream has no codec.
 
     Returns:
