@@ -136,7 +136,7 @@ class Setting:
 
     @property
     def other_names(self) -> tuple[str, ...]:
-        """Names that are accepted in place of the field's name: former names, and the flag if it is another name.
+        """Names that are accepted in place of the field's name: former names, and the flag if it differs.
 
         The flag is written without ``--`` and with ``_``: ``output_dir`` for ``--output-dir``.
         """
@@ -190,9 +190,9 @@ class Setting:
         return converted
 
     def _parts(self, value: Any) -> tuple[Any, ...]:
-        """Convert a value of several parts, such as a name and a folder, to a tuple.
+        """Convert a value of several components, such as a name and a folder, to a tuple.
 
-        The value is a list of the parts, or one text such as NAME=FOLDER, which `Option.parse` splits.
+        The value is a list of the components, or one text such as NAME=FOLDER, which `Option.parse` splits.
         """
         if self.option.parse is not None and isinstance(value, str):
             parsed: tuple[Any, ...] = self.option.parse(self.flag, value)
@@ -492,7 +492,7 @@ def _from_values(settings: Any, values: Mapping[str, Any]) -> Any:
 @declared
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Part:
-    """The part of a clip that a command shows: its start and its length."""
+    """The time range of a clip that a command shows: start and length in seconds."""
 
     start_s: float = option(0.0, "Start of the part to show, in seconds.", "--start", minimum=0)
     seconds: float | None = option(None, "Seconds to show.", above=0, shown="all")
@@ -506,7 +506,7 @@ def show_start_option(views: str) -> float:
     """Declare the option ``--show-start``.
 
     Args:
-        views: Outputs of the command that show the part, such as "page", for the help text.
+        views: Outputs of the command that show the time range, such as "page", for the help text.
 
     Returns:
         A dataclass field.
@@ -518,7 +518,7 @@ def show_seconds_option(views: str) -> float | None:
     """Declare the option ``--show-seconds``.
 
     Args:
-        views: Outputs of the command that show the part, such as "page", for the help text.
+        views: Outputs of the command that show the time range, such as "page", for the help text.
 
     Returns:
         A dataclass field, whose default None means the whole clip.
@@ -529,7 +529,7 @@ def show_seconds_option(views: str) -> float | None:
 @declared
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ShownPart:
-    """The part of each clip that a command shows, set by the flags ``--show-start`` and ``--show-seconds``.
+    """The time range of each clip that a command shows, set by the flags ``--show-start`` and ``--show-seconds``.
 
     It replaces `Part` in commands whose flag ``--seconds`` means the length of a clip.
     """
@@ -543,12 +543,12 @@ class ShownPart:
 
     @property
     def chosen(self) -> bool:
-        """True if the user has chosen a part. If not, the whole clip is shown."""
+        """True if the user has chosen a time range; False: the whole clip is shown."""
         return self.show_start_s > 0 or self.show_seconds is not None
 
     @property
     def of_part(self) -> dict[str, Any]:
-        """Keyword arguments for a `Part` that selects the same part."""
+        """Keyword arguments for a `Part` that selects the same time range."""
         return {"start_s": self.show_start_s, "seconds": self.show_seconds}
 
     @contextmanager

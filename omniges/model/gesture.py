@@ -80,7 +80,7 @@ class SplineTokens(FrameTokens):
         mean: Mean of each channel over the training data.
         std: Standard deviation of each channel.
         difference_std: Standard deviation of each channel's differences between successive frames.
-        difference_weight: Loss weight of the errors of these differences, after the multiplication by 0.18 / d.
+        difference_weight: Loss weight of the errors of differences between frames, after multiplication by 0.18 / d.
         feet_weight: Loss weight of the errors of the toes' velocities.
     """
 
@@ -135,7 +135,7 @@ class SplineTokens(FrameTokens):
         Args:
             error: Errors of normalised frames (B, T, V).
             clean: Clean tokens (B, N, C).
-            weights: Presence of the channels (B, V) or (B, 1); None: all are present.
+            weights: Weight of each channel (B, V), or of all channels together (B, 1); 0: absent. None: all are 1.
 
         Returns:
             Losses (B,).

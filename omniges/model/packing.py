@@ -48,7 +48,7 @@ class Packed(ABC):
         """Return, for each row of a stream, the value of the sample that the row belongs to.
 
         Args:
-            name: The stream.
+            name: Name of the stream.
             values: Values of the samples (B, …).
 
         Returns:
@@ -170,13 +170,14 @@ class _Reorder(torch.autograd.Function):
         """Select rows of x.
 
         Args:
-            x: Rows (M, …).
-            index: For each result (K,), the index of its row in x.
-            inverse: For each row of x (M,), the index of its result; arbitrary for rows without a result.
-            used: Whether each row of x has a result (M,) bool.
+            x: M rows (M, …).
+            index: Index in x (K,) of each of the K selected rows.
+            inverse: For each row of x (M,), the index of the selected row that has its gradient; arbitrary for rows
+                without a gradient.
+            used: Whether each row of x gets a gradient (M,) bool.
 
         Returns:
-            Rows (K, …).
+            Selected rows (K, …).
         """
         del inverse, used
         return x.index_select(0, index)
@@ -195,7 +196,7 @@ class _Reorder(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        """Select the gradient of each row of x; it is 0 for rows without a result."""
+        """Return the gradient of each row of x: selected by `inverse`, or 0 where `used` is False."""
         inverse, used = ctx.saved_tensors
         (gradient,) = gradients
         selected = gradient.index_select(0, inverse)
@@ -206,16 +207,17 @@ class _Reorder(torch.autograd.Function):
 def reorder(x: Tensor, index: Tensor, inverse: Tensor, used: Tensor) -> Tensor:
     """Select rows of x; the backward pass also selects rows, and never adds gradients.
 
-    At most one result of each row of x may have a gradient. `inverse` contains the index of this result.
+    A row of x may be selected several times, but at most one of these results may have a gradient.
 
     Args:
-        x: Rows (M, …).
-        index: For each result (K,), the index of its row in x.
-        inverse: For each row of x (M,), the index of its result; arbitrary for rows without a result.
-        used: Whether each row of x has a result (M,) bool.
+        x: M rows (M, …).
+        index: Index in x (K,) of each of the K selected rows.
+        inverse: For each row of x (M,), the index of the selected row that has its gradient; arbitrary for rows without
+            a gradient.
+        used: Whether each row of x gets a gradient (M,) bool.
 
     Returns:
-        Rows (K, …).
+        Selected rows (K, …).
     """
     found: Tensor = _Reorder.apply(x, index, inverse, used)  # type: ignore[no-untyped-call]
     return found
@@ -308,8 +310,8 @@ class BatchRows:
         """Return the loss of one stream for each sample; 0 for samples in which the stream is not a target.
 
         Args:
-            name: The stream, which has targets.
-            losses: Losses of the stream's targets (K,).
+            name: Name of the stream; at least one sample must have it as a target.
+            losses: Loss (K,) of each of the stream's K targets.
 
         Returns:
             Losses (B,).
@@ -327,7 +329,7 @@ def batch_rows(plan: Plan, device: torch.device, *, rounded: bool) -> BatchRows:
         rounded: True: round the numbers of rows up (`Rounded`). False: sort samples by their streams (`ByLayout`).
 
     Returns:
-        The rows.
+        Rows of each stream, and their index arrays on the device.
     """
     return _rounded_rows(plan, device) if rounded else _sorted_rows(plan, device)
 
@@ -437,7 +439,7 @@ def _stacked_rows(
         count: Number of rows R of each stream.
 
     Returns:
-        Arrays by field.
+        Arrays by field of `StackedRows`.
     """
     targets = {s: arrays["targets", name] for s, name in enumerate(STREAMS) if ("targets", name) in arrays}
     target_rows = np.concatenate([s * count + rows for s, rows in targets.items()])
@@ -473,7 +475,7 @@ def rounded_up(count: int, batch: int, parts: int) -> int:
 
 
 def _filled(rows: I64, count: int) -> I64:
-    """Pad rows (R,) to (count,) with copies of the first row."""
+    """Pad indices (R,) of rows to the shape (count,) by repeating the first index."""
     return np.concatenate([rows, np.full(count - len(rows), rows[0])])
 
 

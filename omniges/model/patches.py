@@ -3,7 +3,8 @@
 OmniFlow's pretrained projections fit only these tokens (docs/how-to/pretrained.md). The patches and the table of
 position embeddings are those of SD3 (Esser et al. 2024).
 
-Shape letters: B batch, K channels, R rows and W columns of latents, P patch side, N = (R / P) · (W / P) tokens.
+Shape letters: B batch, K channels, R rows and W columns of latents, P patch side, N = (R / P) · (W / P) tokens, C = O =
+K · P · P channels of a token and outputs of the head.
 """
 
 from __future__ import annotations
@@ -40,8 +41,8 @@ class PatchGrid:
 def patches(latents: Tensor, patch: int) -> Tensor:
     """Split latents into patches, row by row.
 
-    A patch's features are ordered (channel, row, column). A convolution of stride P with weights (D, K, P, P) is
-    therefore a linear layer with weights (D, K · P · P) on these tokens.
+    A patch's features are ordered (channel, row, column). So a convolution of stride P to D channels is the same as a
+    linear layer on these tokens. The weights (D, K, P, P) of the convolution become (D, K · P · P).
 
     Args:
         latents: Latents (B, K, R, W).
@@ -62,12 +63,12 @@ def axes_embedding(rows: Tensor, columns: Tensor, width: int) -> Tensor:
     `line_embedding` of its row.
 
     Args:
-        rows: Coordinates of the rows (R,).
-        columns: Coordinates of the columns (C,).
+        rows: Coordinates (I,) of the I rows of the grid.
+        columns: Coordinates (J,) of the J columns of the grid.
         width: Features of an embedding, half of them for each axis.
 
     Returns:
-        Embeddings (R · C, width) float32.
+        Embeddings (I · J, width) float32.
     """
     by_column = line_embedding(columns, width // 2)[None].expand(len(rows), -1, -1)
     by_row = line_embedding(rows, width // 2)[:, None].expand(-1, len(columns), -1)

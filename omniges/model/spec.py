@@ -617,7 +617,7 @@ def _check_differences(config: ModelConfig, statistics: Document) -> None:
 
 
 def weights_file(weights: Literal["ema", "last"]) -> str:
-    """Return the name of the file in a checkpoint that contains the EMA weights or the last weights."""
+    """Return the name of the file in a checkpoint that contains the EMA weights or the weights of the last step."""
     return EMA_FILE if weights == "ema" else MODEL_FILE
 
 
@@ -626,7 +626,7 @@ def load_model(saved: SavedCheckpoint, weights: Literal["ema", "last"] = "ema") 
 
     Args:
         saved: The checkpoint.
-        weights: ``ema`` for the EMA weights, ``last`` for the last weights.
+        weights: ``ema`` for the EMA weights, ``last`` for the weights of the last training step, without averaging.
 
     Returns:
         The model and its identity.
@@ -652,7 +652,7 @@ def require_shapes(identity: ModelIdentity, found: Mapping[str, tuple[int, ...]]
         where: Path of the weights, for the error.
 
     Raises:
-        DataError: Names or shapes differ from the configuration, or no model can be built from it.
+        DataError: Names or shapes differ from the configuration, or no model can be built from the configuration.
     """
     layers = identity.config.layers
     if layers > len(found):  # each layer has several tensors; building this many layers could take hours

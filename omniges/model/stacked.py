@@ -2,12 +2,12 @@
 
 Corresponding layers of all streams have equal shapes and are computed as one batched product with stacked weights.
 Stacking copies of the weights in each step would cost a kernel for each parameter. Therefore the parameters of all
-streams are parts of one tensor and share its memory. They keep their names, gradients and optimizer moments. The
-modulations of all blocks are computed by one product, because they depend only on the conditioning. The outputs equal
-those of `omniges.model.trunk` up to rounding.
+streams are views of one tensor. They keep their names, gradients and optimizer moments. The modulations of all blocks
+are computed by one product, because they depend only on the conditioning. The outputs equal those of
+`omniges.model.trunk` up to rounding.
 
 Shape letters: S streams, B batch, R rows of a stream, N tokens of a stream, H heads, E features of a head, W = H · E
-width, T targets of all streams.
+width, C channels of a stream's tokens, T targets of all streams.
 """
 
 from __future__ import annotations
@@ -50,9 +50,9 @@ class _Parts(torch.autograd.Function):
 
         Args:
             ctx: Context of the backward pass.
-            joined: Tensor whose memory the parts share.
+            joined: Tensor (S, O, …) that holds all parameters.
             sizes: Length (first axis) of each parameter of a stream; they add up to O.
-            *parts: Parameters (size, …) that are the parts of `joined`, stream by stream.
+            *parts: Parameters (size, …), stream by stream; each is a view of a range of `joined`.
 
         Returns:
             The tensor, without a copy.
@@ -63,13 +63,13 @@ class _Parts(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        """Split the gradient of the joined tensor into the gradients of its parts."""
+        """Split the gradient of the joined tensor into the gradients of the parameters."""
         (gradient,) = gradients
         return None, None, *(part for own in gradient.unbind(0) for part in torch.split(own, ctx.sizes))
 
 
 class JoinedParameters:
-    """Parameters of S streams that are parts of one tensor (S, O, …) and share its memory."""
+    """Parameters of S streams, each of which is a view of one tensor (S, O, …)."""
 
     def __init__(self, streams: Sequence[Sequence[Tensor]]) -> None:
         """Move the parameters into one tensor.
@@ -109,7 +109,7 @@ class JoinedLinear:
         )
 
     def __call__(self, x: Tensor) -> Tensor:
-        """Map inputs (S, …, I) to outputs (S, …, O)."""
+        """Map inputs (S, …, I) to outputs (S, …, O), the concatenated outputs of each stream's layers."""
         product = torch.baddbmm(self.bias()[:, None], x.flatten(1, -2), self.weight().mT)
         return product.reshape(*x.shape[:-1], -1)
 
@@ -123,8 +123,8 @@ class _Modulate(torch.autograd.Function):
     saves x, the scale and both sums for the backward pass.
 
     A compiler may replace the saved sums by values that `backward` computes from the sums alone, such as the variance
-    of each token, if these values are not larger than the sums. Each such value costs one more kernel. To prevent this,
-    `backward` first expands the sums to the shape of the gradient.
+    of each token, if these values need no more memory than the sums. Each such value costs one more kernel. To prevent
+    this, `backward` first expands the sums to the shape of the gradient.
     """
 
     @staticmethod
@@ -261,7 +261,7 @@ class _Block:
 
         Args:
             x: Tokens (S, R, N, W).
-            parts: The six parts of the modulation, each (S, R, 1, W).
+            parts: Shift, scale and gate for attention, then shift, scale and gate for the MLP, each (S, R, 1, W).
             rotary: Cosines and sines from `rotary_tables`, each (S, 1, N, 1, 1, E); None: no rotary positions.
             rows: Which sample each row belongs to.
 
@@ -403,8 +403,8 @@ class StackedTrunk:
     ) -> tuple[list[tuple[Tensor, ...]], tuple[Tensor, Tensor]]:
         """Compute the modulations of all blocks and heads from the conditioning.
 
-        Return a list with the six parts of each block's modulation, and the pair (scale, shift) of the heads. All
-        tensors have the shape (S, R, 1, W).
+        Return a list with the six tensors of each block (shift, scale and gate for attention, then for the MLP), and
+        the pair (scale, shift) of the heads. All tensors have the shape (S, R, 1, W).
         """
         features = level_features(levels).to(self.level_1.weight.tensor.dtype)
         own = self.level_2(functional.silu(self.level_1(features))) * rows.there[..., None]

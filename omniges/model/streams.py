@@ -5,7 +5,8 @@ the configuration. By default each stream has one token for each tick. A gesture
 audio token 10 mel frames × 64 bands, normalised by the statistics of the training data. A text token is the embedding
 of an id (`omniges.features.text_tokens`). `Present` stores which streams the windows of a batch have.
 
-Shape letters: B batch, N tokens, C channels of a token, O outputs of the trunk's head.
+Shape letters: B batch, N tokens, C channels of a token, O outputs of the trunk's head, T frames of a window, V values
+(channels) of a frame.
 """
 
 from __future__ import annotations
@@ -67,7 +68,8 @@ class Stream(nn.Module, ABC):
     def arrays(self, tokens: Tensor) -> Tensor:
         """Convert tokens (B, N, C) to arrays; the inverse of the method `tokens`.
 
-        If predicted tokens are not exactly those of valid arrays, they are converted to the nearest valid arrays.
+        Predicted tokens may lie between the tokens of valid arrays. The result is then the nearest valid arrays, for
+        example the text tokens with the nearest embeddings.
         """
 
     @abstractmethod
@@ -407,13 +409,13 @@ class WindowTokens(FrameTokens):
 class SubwordTokens(Stream):
     """A stream of text tokens (B, N) as embeddings (B, N, piece_width + mark_width), predicted as logits.
 
-    A text token is a blank, or a subword with two marks, *first tick of the subword* and *first subword of the word*.
-    Each mark is true or false, so there are 4 combinations of marks. The embeddings of subwords and of combinations of
-    marks are in two tables, and a token concatenates one vector of each table. Both tables also contain a vector for
-    the blank. So a vocabulary of V subwords needs (V + 1) + (4 + 1) vectors instead of 4 V + 1. Each vector of E
-    features is scaled to the norm √E. So a token has the norm √C, about that of a vector of C unit Gaussian values. The
-    head predicts logits of subwords and logits of combinations of marks. The clean token is the mean embedding under
-    the softmax. The loss is the sum of both cross-entropies, with a lower weight for blanks.
+    A text token is a *blank* (a tick without a subword), or a subword with two marks: *first tick of the subword* and
+    *first subword of the word*. Each mark is true or false, so there are 4 combinations of marks. The embeddings of
+    subwords and of combinations of marks are in two tables, and a token concatenates one vector of each table. Both
+    tables also contain a vector for the blank. So a vocabulary of V subwords needs (V + 1) + (4 + 1) vectors instead of
+    4 V + 1. Each vector of E features is scaled to the norm √E. So a token has the norm √C, about that of a vector of C
+    unit Gaussian values. The head predicts logits of subwords and logits of combinations of marks. The clean token is
+    the mean embedding under the softmax. The loss is the sum of both cross-entropies, with a lower weight for blanks.
 
     Noised tokens carry no gradient into the embeddings (see `omniges.model.flow`). Such a gradient would move the
     embeddings apart, because distant embeddings are easy to denoise.
@@ -503,10 +505,10 @@ class SubwordTokens(Stream):
 def weighted_square(error: Tensor, weights: Tensor | None) -> Tensor:
     """Return weighted means of squared errors; an error with the weight 0 may be NaN.
 
-    The sum of the weighted squares is divided by the number of values F · V, not by the sum of the weights.
+    The sum of the weighted squares is divided by the number of values T · V, not by the sum of the weights.
 
     Args:
-        error: Errors (B, F, V).
+        error: Errors (B, T, V) of T frames with V values.
         weights: Weights (B, V) or (B, 1); None: all are 1.
 
     Returns:
@@ -565,7 +567,7 @@ def streams_present(bits: U8) -> Bools | None:
 def present_of(
     bits: U8, device: torch.device, latents: Collection[StreamName] = (), gesture_channels: int = LAYOUT.channels
 ) -> Present | None:
-    """Return the masks of present streams and channels as tensors on a device.
+    """Return which streams, parts and channels are present, with tensors on a device.
 
     Args:
         bits: Bit masks (B,) of `STREAM_PARTS`.
@@ -574,7 +576,7 @@ def present_of(
         gesture_channels: Channels of the gesture stream, 415 or 424.
 
     Returns:
-        Masks and flags on the device; None if nothing is absent.
+        `Present` with masks and absent parts on the device, and streams on the host; None if nothing is absent.
     """
     streams = streams_present(bits)
     if streams is None:
@@ -591,7 +593,7 @@ def present_of(
 
 
 def masked(tokens: Tensor, mask: Tensor) -> Tensor:
-    """Set the values of tokens to zero where a mask is False. These values may be NaN.
+    """Set the values of tokens to zero where a mask is False; the replaced values may be NaN.
 
     Args:
         tokens: Tokens (B, N, C).

@@ -54,7 +54,7 @@ SIX: Final = tuple(name for name, task in TASKS.items() if len(task.conditions) 
 @declared
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SamplingSettings:
-    """Settings of the sampler."""
+    """Settings of the sampler: number of steps, guidance scale, solver and noise levels of the steps."""
 
     num_inference_steps: int | None = option(
         None,

@@ -5,8 +5,8 @@ equals the trunk of OmniFlow (Li et al. 2024). The default differs from OmniFlow
 positions in seconds. The speaker is a condition. Streams that a sample lacks are left out, not passed as noise.
 
 Shape letters: B batch; R rows of a stream (the samples that have it, see `omniges.model.packing`); N tokens of one
-stream or of all; C channels of a stream's tokens; H heads; E features of a head; W = H · E width. Noise levels σ are
-in [0, 1]: 0 clean, 1 pure noise.
+stream or of all; C channels of a stream's tokens; O outputs of a stream's head; H heads; E features of a head;
+W = H · E width. Noise levels σ are in [0, 1]: 0 clean, 1 pure noise.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ def rotary_tables(angles: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def rotate(x: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
-    """Rotate the pairs (x_k, x_{k + E/2}) of each token.
+    """Rotate the pairs (x_k, x_{k + E/2}) of each token by the angles of the token.
 
     Args:
         x: Queries or keys (…, E).
@@ -155,7 +155,8 @@ class Branch(nn.Module):
             heads: Number of heads H.
 
         Returns:
-            Queries and keys (R, N, 2, H, E), values (R, N, H, E), and the part of the modulation that `finish` needs.
+            Queries and keys (R, N, 2, H, E), values (R, N, H, E), and the vectors of the modulation that
+            `finish` needs.
         """
         parts = self.modulation(condition).chunk(2 if self.context_only else 6, dim=-1)
         if self.context_only:  # the scale comes first here, as in OmniFlow
@@ -223,7 +224,7 @@ class JointBlock(nn.Module):
         """Apply the block.
 
         Args:
-            hidden: Tokens (R, N, W) of streams. Attention joins the streams in this order.
+            hidden: Tokens (R, N, W) by stream. Attention joins the streams in the order of this mapping.
             conditions: Conditioning vectors of the same streams after the SiLU, (R, 1, W) or (R, N, W).
             rotary: Cosines and sines from `rotary_tables` for these streams, each (1 or R, N, 1, 1, E); axis 2 is query
                 or key, axis 3 the head. None: no rotary positions.
@@ -270,7 +271,7 @@ class TwoLayers(nn.Module):
 class Head(nn.Module):
     """The output layers of a stream: an optional wider layer, an adaptive LayerNorm (AdaLN) and a linear layer.
 
-    The scale is the first half of the AdaLN modulation, as in OmniFlow.
+    The AdaLN modulation is ordered (scale, shift), as in OmniFlow.
     """
 
     def __init__(self, width: int, outputs: int, inner: int | None) -> None:
@@ -458,8 +459,9 @@ class JointFlowTransformer(nn.Module):
             tokens: Tokens (R, N, C) of each stream that takes part; other streams are not computed.
             levels: Noise levels by stream: (B,), or (B, N) with one level for each token. A stream with tokens but
                 without a level is context: it adds nothing to the conditioning and has no output. With the
-                configuration ``conditioning="summed"``, two kinds of vectors are added for a token: the vector of its
-                level, and for every other stream that takes part, the mean of the vectors of its tokens' levels.
+                configuration ``conditioning="summed"``, the conditioning of a token contains the sum of these vectors:
+                the vector of the token's level, and one vector for every other stream with levels, which is the mean
+                of the vectors of that stream's levels.
             seconds: Times (N,) or (B, N) of each stream's tokens, required with rotary positions.
             added: Position embeddings (N, W) to add to a stream's tokens.
             packed: Which sample each row of `tokens` belongs to, and which streams are absent; None: row i is sample i,
@@ -506,8 +508,8 @@ class JointFlowTransformer(nn.Module):
         """Return the conditioning vectors of each stream, after the SiLU.
 
         The shape is (B, N, W) if each token of the stream has a level, otherwise (B, 1, W). For each stream that some
-        samples lack, `there` contains a mask (B,) of the samples that have the stream. With
-        ``split``, a stream without a level uses the vector of the first stream with a level.
+        samples lack, `there` contains a mask (B,) of the samples that have the stream. With the configuration
+        ``conditioning="split"``, a stream without a level uses the vector of the first stream with a level.
         """
         own = {}
         for name in names:

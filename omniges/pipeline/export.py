@@ -139,7 +139,7 @@ def audio_file(sample: SampleArrays) -> bytes | None:
 
 
 def _encoded(audio: npt.NDArray[np.float32], bits: int | None) -> bytes:
-    """Encode samples (n,) as a WAV: integers of `bits` bits, or floats without `bits`.
+    """Encode a waveform (n,) as a WAV of integers with `bits` bits, or of floats if `bits` has the value None.
 
     Raise ValueError if a value is NaN, infinite or out of range.
     """

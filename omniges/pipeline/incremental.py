@@ -435,7 +435,7 @@ def recall(
         earlier: Results of earlier runs.
         recordings: Recordings of this run.
         digests: Digests of the recordings' files, by stem.
-        opened: Function that opens a shard of an earlier run.
+        opened: Function that opens a shard of an earlier run; its context manager returns the file descriptor.
         workers: Number of threads.
         count: Function that is called with (done, total) in megabytes.
         take_statistics: Function that is called with each sample before its `partials` and `words` are removed.

@@ -84,7 +84,7 @@ def print_plan(plan: Plan, workers: int, console: Console) -> None:
     Args:
         plan: Work of the run.
         workers: Number of worker processes that the run will use.
-        console: Output.
+        console: Console that prints the text.
     """
     print_line(console, f"data set folders: {', '.join(name or '.' for name in plan.data_folders)}")
     print_table(console, ("split", "recordings"), plan.splits.items(), (1,))

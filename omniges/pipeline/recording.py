@@ -290,7 +290,7 @@ def _array(recording: Recording, name: str, given: Any) -> npt.NDArray[Any]:
 
 
 def _fields(item: Any, names: tuple[str, ...], what: str) -> tuple[Any, ...]:
-    """Return the fields of a word or span, which may be a tuple, a mapping or an object."""
+    """Return the fields of a word or span, which may be a tuple, list, mapping or object; absent fields are None."""
     if isinstance(item, Mapping):
         return tuple(item.get(name) for name in names)
     if isinstance(item, (tuple, list)):

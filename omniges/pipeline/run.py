@@ -84,7 +84,7 @@ def preprocess(
     """Convert a data set to shards.
 
     An earlier set in the folder is unchanged until the new set is complete. If a run stops before its end, the next run
-    reuses the results that the stopped run has finished.
+    reuses the finished shards and the rejections of the unfinished run.
 
     Args:
         settings: Settings of the run.
@@ -92,7 +92,7 @@ def preprocess(
         count: Function that is called with (done, total) in megabytes while earlier results are checked.
 
     Returns:
-        Result of the run.
+        Counts, lengths and paths of the run, also for a run that changes nothing.
 
     Raises:
         UsageFault: The settings do not fit the folder or the data set.

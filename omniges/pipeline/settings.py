@@ -55,7 +55,7 @@ def size_bytes(flag: str, text: str) -> int:
 class Selection:
     """Filters that select recordings, and names of the input folders.
 
-    dataset.json contains all fields, and a hash of the settings that affect the output bytes.
+    dataset.json contains all fields of this class, and one hash of all settings that affect the output bytes.
     """
 
     speakers: tuple[str, ...] = option(
@@ -104,7 +104,7 @@ class Selection:
 class ConvertSettings:
     """Settings that affect the content of a sample.
 
-    dataset.json contains all fields, and a hash of the settings that affect the output bytes.
+    dataset.json contains all fields of this class, and one hash of all settings that affect the output bytes.
     """
 
     loudness: Literal["none", "peak"] = option(
@@ -303,7 +303,7 @@ class PreprocessSettings:
 
 @dataclass(frozen=True, slots=True)
 class Summary:
-    """Result of a preprocess run."""
+    """Result of a preprocess run: numbers of recordings by outcome, lengths in seconds, and paths of the outputs."""
 
     out: str | Path
     stems: int
