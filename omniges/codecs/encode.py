@@ -165,7 +165,7 @@ def _wanted(
 ) -> tuple[tuple[CodecEntry, ...], tuple[str, ...]]:
     """Return the entries of the codecs to run, and the names of the codecs whose existing latents are kept.
 
-    The entry of a text codec contains counts of lost text.
+    The entry of a text codec also counts windows: all, those with cut text, and those with unknown letters.
     """
     entries = {name: _entry(codec, source) for name, codec in codecs.items()}
     there = _there(settings, source, entries)

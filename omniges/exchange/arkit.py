@@ -122,7 +122,8 @@ def matrix_from_array(array: npt.NDArray[Any], name: str) -> FaceMatrix:
         The map.
 
     Raises:
-        UsageFault: A value is NaN or infinite, or the matrix has another shape or rank.
+        UsageFault: A value is NaN or infinite, the shape is not accepted, or the rank is too low to determine all
+            weights.
     """
     numbers = np.asarray(array, dtype=np.float64)
     if not np.isfinite(numbers).all():

@@ -203,7 +203,7 @@ class _Tier:
 
 @dataclass(frozen=True, slots=True)
 class _Grid:
-    """The tiers of a TextGrid and its start and end in seconds, for all text forms."""
+    """Content of a TextGrid in any text form (long, short or chronological): tiers, and start and end in seconds."""
 
     tiers: list[_Tier]
     intervals: Callable[[_Tier], list[WordInterval]]
@@ -291,7 +291,7 @@ def is_unknown(label: str) -> bool:
 
 
 def is_word(label: str) -> bool:
-    """Return whether a label is a word, neither a silence nor a word unknown to the aligner."""
+    """Return True for a word that the aligner knew; False for a silence and for the label of an unknown word."""
     return not is_silence(label) and not is_unknown(label)
 
 

@@ -237,7 +237,8 @@ def load_encoder(path: Path, *, trust_program: bool = False) -> Encoder:
 
     Args:
         path: The file.
-        trust_program: True: load the file as a TorchScript program, which runs with the user's rights.
+        trust_program: True: the file is a TorchScript program, which is loaded and runs with the user's rights. False:
+            a program is refused, and the file's content determines its type.
 
     Returns:
         The encoder, named by file name and checksum.

@@ -513,8 +513,8 @@ def _other(saved: SavedCheckpoint, name: str, own: Any, codecs: set[str]) -> boo
         codecs: Names of the codecs that this model uses. In latents.json, only their statistics are compared.
 
     Returns:
-        True if the contents differ. False if they are equal, or if the checkpoint lacks the file. If the file is
-        lacking, config.json differs too, and `require_same` reports the settings that differ.
+        True if the contents differ; False if they are equal. Also False if the checkpoint lacks the file: config.json
+        differs in this case, and `require_same` reports the settings that differ.
     """
     if name not in saved.files:
         return False

@@ -179,7 +179,8 @@ class Tally:
 
         Args:
             recording: Recording to which the result belongs.
-            outcome: Result of a worker or of an earlier run: a sample, a rejection, or a lost recording.
+            outcome: Result of a worker or of an earlier run: a sample, a rejection, or, for a lost recording, how its
+                workers ended.
             writer: Writer of the shards.
             journal: Journal of the run. If this run rejected the recording, the rejection is added to the journal.
             inputs: For a result of an earlier run, the sha256 of each input file by path. None for a result of this

@@ -273,7 +273,7 @@ class Workspace:
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
-        """Create the folder and lock it against other runs."""
+        """Create the output folder, and lock it against other runs until the end of the `with` block."""
         make_folder(self.out)
         with locked(self.out):
             yield

@@ -430,9 +430,9 @@ class PendingGroup:
 def pending_folder(final: Path) -> Iterator[Path]:
     """Create a temporary folder that gets its final name at the end of the `with` block, or is removed after an error.
 
-    The caller publishes each file in the folder, so all files are on disk before the folder is renamed. Before the
-    folder is created, temporary folders of killed processes are removed. Temporary folders of running processes are
-    locked, so they are not removed.
+    The caller must write each file with this module, which syncs it. So all files are on disk before the folder is
+    renamed. Before the folder is created, temporary folders of killed processes are removed. Temporary folders of
+    running processes are locked, so they are not removed.
 
     Args:
         final: Final path of the folder.

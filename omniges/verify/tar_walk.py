@@ -248,7 +248,7 @@ class _Walk:
         return None
 
     def _mark_found(self, position: int) -> None:
-        """Mark the planned member at this position as found, so that it is not also reported as missing."""
+        """Mark the member whose header must begin at this byte as found, so that it is not also reported as missing."""
         place = bisect_right(self._plan.headers, position) - 1
         if place >= 0 and self._plan.headers[place] == position:
             self._seen.add(self._plan.members[place].name)
