@@ -41,6 +41,7 @@ I64 = npt.NDArray[np.int64]
 
 _BEATS: Final = scores.Heading("beat consistency", "")
 _NO_AUDIO: Final = "no audio in these shards; run preprocess with --keep-audio"
+_NO_SPEEDS: Final = "no train recording has a complete body, so the mean speeds of joints are unknown"
 _ALONE: Final = "there is no other recording whose audio can be used"
 _NO_BODY: Final = "no vertices without a body model; give --body-model"
 _NO_FACE: Final = "no face in the recording"
@@ -95,7 +96,8 @@ def score_gesture(
         results: Generated results, sorted by recording.
         shards: The recordings.
         tools: Body model, encoder and settings for the metrics of motion.
-        train: Statistics of the train split; None: no recording of the split has a complete body.
+        train: Statistics of the train split; None: no recording of the split has a complete body. Without mean speeds
+            in `tools`, beat consistency is then left out.
         how: Seed and number of resamples of the bootstrap over recordings.
         count: Function that is called after each result.
 
@@ -137,7 +139,7 @@ class _Scorer:
         self._shards, self._with, self._how = shards, tools, how
         speeds = tools.mean_speeds_m_s
         if speeds is None:
-            speeds = np.empty(0) if train is None else train.mean_speeds_m_s
+            speeds = None if train is None else train.mean_speeds_m_s
         self._beats = BeatRows(tools.profile.beats, speeds)
         self._features = FeatureRows(tools, train)
         self._scores: dict[tuple[str, scores.Row], scores.Values] = {}
@@ -376,7 +378,7 @@ class BeatRows:
     """
 
     settings: BeatSettings
-    mean_speeds_m_s: F64  # (55,)
+    mean_speeds_m_s: F64 | None  # (55,); None: unknown, so that no beats of motion are computed
     _rows: dict[scores.Row, scores.Values] = field(
         default_factory=lambda: {row: scores.Values() for row in scores.ROWS}
     )
@@ -396,14 +398,16 @@ class BeatRows:
         if samples is None:
             self._without += 1
             return
-        frames = len(generated)
+        if self.mean_speeds_m_s is None:
+            for row in scores.ROWS:
+                self._rows[row].leave_out(_NO_SPEEDS)
+            return
+        speeds, frames = self.mean_speeds_m_s, len(generated)
         try:
             audio_frames, times = self._audio.get(key, (0, np.empty(0)))
             if audio_frames != frames:  # results of one recording usually have equal lengths, so beats are reused
                 times = gesture.audio_beats(samples, frames, self.settings)
-            own, true = (
-                gesture.motion_beats(joints, self.mean_speeds_m_s, self.settings) for joints in (generated, recorded)
-            )
+            own, true = (gesture.motion_beats(joints, speeds, self.settings) for joints in (generated, recorded))
             score, recorded_score = (gesture.beat_score(times, beats, frames, self.settings) for beats in (own, true))
         except DataError as error:
             for row in scores.ROWS:

@@ -58,7 +58,7 @@ from omniges.trainer.distributed import Ranks, exchanging
 from omniges.trainer.logging import Smoothed
 from omniges.trainer.train_step import Learner, LearningRate
 from omniges.trainer.validation.best import Best
-from omniges.trainer.validation.held_out import HeldOut, open_held_out
+from omniges.trainer.validation.held_out import HeldOut, SomeRecordings, open_held_out
 from omniges.trainer.validation.run import Validation, why_not
 from omniges.trainer.validation.samples import METRIC_TOOLS
 
@@ -503,6 +503,8 @@ def _lacking(metric: str, held_out: HeldOut, codecs: Codecs) -> str | None:
         return None
     if not any(row.keeps_audio for row in rows):
         return "there is no audio in the shards; preprocess with --keep-audio"
+    if not SomeRecordings(held_out.folders, held_out.windows[0].ticks, 1).rows:
+        return "no train recording has a complete body and the length of a window; beats need its mean speeds"
     minimum = -(-min_frames(METRIC_TOOLS.profile.beats) // FRAMES_PER_TICK)
     if held_out.windows[0].ticks < minimum:
         seconds = minimum * FRAMES_PER_TICK / FRAME_RATE_HZ

@@ -147,3 +147,23 @@ def test_a_set_without_absent_parts_has_no_embedding_of_them(clips, tmp_path):
     assert "lacking" not in dict(identity.build(0).named_parameters())
     aware = replace(identity, config=replace(identity.config, tell_absent=True))
     assert "lacking" in dict(aware.build(0).named_parameters())
+
+
+@pytest.mark.slow
+def test_a_run_whose_train_clips_lack_a_body_validates_complete_ones(tmp_path):
+    """The mean speeds of beats have no source then; the other metrics of gesture are still computed."""
+    corpus = tmp_path / "corpus"
+    write_sample_corpus(corpus, CorpusSettings(clips=6, seconds=7, words=6, speakers=1, seed=3))
+    folder = write_partial(corpus, tmp_path / "shards", dict.fromkeys(range(2, 6), ("lower", "root")))
+    brief = {"validation_steps": 1, "validation_samples": 0, "validation_sampling_steps": 1, "max_train_steps": 1}
+    run(folder, tmp_path / "run", window_ticks=64, **brief)
+    (found,) = log_of(tmp_path / "run", "validation")
+    assert found["not_computed"]["a2g"]["beat_consistency"] == (
+        "1 × no train recording has a complete body, so the mean speeds of joints are unknown"
+    )
+    assert "beat_consistency" not in found["metrics"]["a2g"]
+    assert {"l1_diversity", "jerk", "frechet_gesture_distance"} <= found["metrics"]["a2g"].keys()
+    with pytest.raises(
+        UsageFault, match="--best-metric a2g/beat_consistency: .*no train recording has a complete body"
+    ):
+        run(folder, tmp_path / "best", window_ticks=64, best_metric="a2g/beat_consistency", **brief)

@@ -413,12 +413,13 @@ class Validation:
     def _learned(self) -> TrainSplit | None:
         """Return mean joint speeds and motion features of train recordings; the first call reads the recordings.
 
-        Raise UsageFault if no train recording has a complete body and at least the length of a window.
+        Return None if no train recording has a complete body and at least the length of a window.
         """
         if self._train is None:
             ticks = self.held_out.windows[0].ticks
             recordings = SomeRecordings(self.held_out.folders, ticks, _TRAIN_RECORDINGS)
-            self._train = learn_train_split(recordings, METRIC_TOOLS, lambda _done, _total: None)
+            if recordings.rows:
+                self._train = learn_train_split(recordings, METRIC_TOOLS, lambda _done, _total: None)
         return self._train
 
 
