@@ -164,6 +164,6 @@ def test_a_run_whose_train_clips_lack_a_body_validates_complete_ones(tmp_path):
     assert "beat_consistency" not in found["metrics"]["a2g"]
     assert {"l1_diversity", "jerk", "frechet_gesture_distance"} <= found["metrics"]["a2g"].keys()
     with pytest.raises(
-        UsageFault, match="--best-metric a2g/beat_consistency: .*no train recording has a complete body"
+        UsageFault, match=r"--best-metric a2g/beat_consistency: .*no train recording has a complete body"
     ):
         run(folder, tmp_path / "best", window_ticks=64, best_metric="a2g/beat_consistency", **brief)
