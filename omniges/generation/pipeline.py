@@ -372,25 +372,21 @@ class OmnigesPipeline:
             audio: A file, or an array or tensor (N,), (N, channels) or (channels, N) with at most 8 channels: floats in
                 [−1, 1], or int16 or int32 at full scale.
             audio_rate_hz: Sample rate of an array in Hz; files contain their sample rate.
-            text: Path of a TextGrid or plain text file, the text itself, or a list of words with times in seconds. A
-                word is a tuple (word, start, end), or a mapping or object with such fields, as in `Sample.words`. A
-                string that looks like a path must be the path of a file.
+            text: Path of a TextGrid or plain text file, the text itself, or words with times in seconds: (word, start,
+                end), or mappings or objects with such fields. A string that looks like a path must be a file's path.
             speaking_rate: Speaking rate for plain text; None: the rate in the checkpoint, learned from training words.
             gesture: Path of an SMPL-X NPZ, or channels (30 · seconds, 415 or 424) as an array or tensor.
             motion_rate_hz: Frames per second of an NPZ that does not state its frame rate.
             seconds: Largest length of the samples in seconds; for the task ``unconditional``, the exact length.
             speaker: Speaker style to generate in; None: unknown.
-            conditions: Values of condition streams, such as ``{"emotion": "happiness"}``. The value None turns off
-                the condition stream.
+            conditions: Values of condition streams, such as ``{"emotion": "happiness"}``; None turns a stream off.
             num_samples: Number of samples, which differ in their noise.
-            num_inference_steps: Sampling steps; None: 20, or 10 if the default guidance scale of the model is used
-                and is not 1.
+            num_inference_steps: Sampling steps; None: 20, or 10 with a default guidance scale other than 1.
             guidance_scale: Scale of classifier-free guidance; 1: no guidance; None: the default of the model.
             solver: ``euler``, ``heun`` or ``dpm++``.
             shift: Shift of the noise levels; above 1: more steps at high noise.
-            sigma_min: Noise level σ at which the last step starts, 0 to 1; this step ends at 0.
-            overlap_ticks: Overlap of successive windows in ticks; None: a quarter of a window, or 0 for text stored as
-                latents.
+            sigma_min: Lowest noise level σ at which a step starts, 0 to 1; the last step ends at 0.
+            overlap_ticks: Overlap of successive windows in ticks; None: a quarter of a window, 0 for latents of text.
             seed: Seed of the noise; the same seed gives the same arrays on CPU.
             callback: Function that is called with two lengths in seconds: generated so far, and in total.
 
