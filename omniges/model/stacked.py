@@ -122,9 +122,9 @@ class _Modulate(torch.autograd.Function):
     the mean is large (Chan, Golub and LeVeque 1983, *Algorithms for computing the sample variance*). The forward pass
     saves x, the scale and both sums for the backward pass.
 
-    A compiler may replace the saved sums by values that `backward` computes from the sums alone, such as the variance
-    of each token, if these values need no more memory than the sums. Each such value costs one more kernel. To prevent
-    this, `backward` first expands the sums to the shape of the gradient.
+    A compiler may save other values than the sums: values that `backward` computes from the sums alone, such as the
+    variance of each token. It does so if they need no more memory than the sums. Each such value costs one more kernel.
+    To prevent this, `backward` first expands the sums to the shape of the gradient.
     """
 
     @staticmethod
